@@ -1,0 +1,3 @@
+export * from "./errors.js";
+export * from "./rows.js";
+export * from "./trainer.js";

@@ -1,0 +1,30 @@
+/**
+ * Canonical rows: what ingest writes and the trainer reads, one JSON object a line, UTF-8, no BOM.
+ * `line` is the 1-based line of the original file, so that every later word about a row can name it.
+ */
+import { z } from "zod";
+
+export const roleSchema = z.enum(["system", "developer", "user", "assistant", "tool", "function"]);
+
+export const chatMessageSchema = z.object({
+  role: roleSchema,
+  content: z.string().nullable(),
+  name: z.string().optional(),
+  weight: z.union([z.literal(0), z.literal(1)]).optional(),
+  tool_calls: z.array(z.unknown()).optional(),
+  tool_call_id: z.string().optional(),
+});
+export type ChatMessage = z.infer<typeof chatMessageSchema>;
+
+export const chatRowSchema = z.object({ line: z.number().int(), messages: z.array(chatMessageSchema), tools: z.array(z.unknown()).optional(), group: z.string().optional() });
+export const classificationRowSchema = z.object({ line: z.number().int(), text: z.string(), text_pair: z.string().optional(), label: z.string(), group: z.string().optional() });
+export const pairRowSchema = z.object({ line: z.number().int(), prompt: z.string(), completion: z.string(), group: z.string().optional() });
+
+export type ChatRow = z.infer<typeof chatRowSchema>;
+export type ClassificationRow = z.infer<typeof classificationRowSchema>;
+export type PairRow = z.infer<typeof pairRowSchema>;
+export type CanonicalRow = ChatRow | ClassificationRow | PairRow;
+
+/** What the rows of a file are. `pair` trains a seq2seq model, or a decoder as completion. */
+export const rowKindSchema = z.enum(["chat", "classification", "pair"]);
+export type RowKind = z.infer<typeof rowKindSchema>;

@@ -1,0 +1,146 @@
+/**
+ * A run and how its state changes. Pure.
+ *
+ *   validating_files -> queued -> running -> succeeded
+ *                         ^         |  \--> failed
+ *                         |         v
+ *                         +----- paused          cancelled from any state that has not ended
+ *
+ * `queued` is also where a run waits after a crash of its trainer, with `attempt` counted up, until the
+ * dispatcher starts the next one from the last checkpoint. A request to pause or cancel a running run first
+ * sets `wanted`; the trainer writes a checkpoint and ends; its end makes the new state true.
+ */
+import type { ErrorCode, Family, Hyperparameters, Method, Task } from "@fettle/contract";
+
+export type RunStatus = "validating_files" | "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
+export const endedStatuses: readonly RunStatus[] = ["succeeded", "failed", "cancelled"];
+
+/** What the user asked for, before anything was resolved. "auto" is undefined here. */
+export interface RunRequest {
+  suffix: string | null;
+  task: Task | null;
+  method: Method | null;
+  hyperparameters: Partial<Hyperparameters> & { learning_rate_multiplier?: number };
+  integrations: unknown[] | null;
+}
+
+export interface Run {
+  id: string;
+  projectId: string;
+  createdAt: number;
+  status: RunStatus;
+  /** Set while the trainer is asked to end for this reason. */
+  wanted: "pause" | "cancel" | null;
+  /** Name as asked for: a base model, `ft:…`, or a checkpoint of one. */
+  model: string;
+  baseModel: string;
+  family: Family;
+  trainingFile: string;
+  validationFile: string | null;
+  seed: number;
+  metadata: Record<string, string> | null;
+  request: RunRequest;
+  /** Resolved when the run leaves `validating_files`. */
+  task: Task | null;
+  method: Method | null;
+  hyperparameters: Hyperparameters | null;
+  labels: string[] | null;
+  estimate: { seconds: [number, number]; memoryBytes: number; tokens: number } | null;
+  /** Trainer processes started so far. */
+  attempt: number;
+  startedAt: number | null;
+  finishedAt: number | null;
+  step: number;
+  totalSteps: number | null;
+  etaAt: number | null;
+  trainedTokens: number | null;
+  fineTunedModel: string | null;
+  resultFile: string | null;
+  error: { code: ErrorCode; message: string; param: string | null } | null;
+  /** Why a queued or paused run waits, in words. */
+  waiting: string | null;
+}
+
+export interface RunEvent {
+  id: string;
+  runId: string;
+  seq: number;
+  createdAt: number;
+  level: "info" | "warn" | "error";
+  type: "message" | "metrics";
+  message: string;
+  data: Record<string, unknown> | null;
+}
+
+/** A trainer that dies is started again this often before the run fails. */
+export const maxAttempts = 4;
+
+export type RunAction =
+  | { type: "validated"; task: Task; method: Method; hyperparameters: Hyperparameters; labels: string[] | null; estimate: Run["estimate"] }
+  | { type: "refused"; error: NonNullable<Run["error"]>; at: number }
+  | { type: "waits"; reason: string }
+  | { type: "started"; at: number }
+  | { type: "progressed"; step: number; totalSteps: number | null; etaAt: number | null }
+  | { type: "pause_requested" }
+  | { type: "cancel_requested"; at: number }
+  | { type: "resume_requested" }
+  | { type: "trainer_stopped"; reason: "signal" | "disk_full"; at: number }
+  | { type: "trainer_died"; error: NonNullable<Run["error"]>; canRetry: boolean; at: number }
+  | { type: "succeeded"; fineTunedModel: string; resultFile: string | null; trainedTokens: number; at: number };
+
+export type Transition = { ok: true; run: Run } | { ok: false; reason: string };
+
+const ended = (run: Run): boolean => endedStatuses.includes(run.status);
+const to = (run: Run, change: Partial<Run>): Transition => ({ ok: true, run: { ...run, ...change } });
+const refuse = (run: Run, verb: string, when: string): Transition => ({
+  ok: false,
+  reason: `Run ${run.id} is ${run.status}: only a run that is ${when} can be ${verb}.`,
+});
+
+/** The only function that changes a run. A refusal is a value with its reason. */
+export function transition(run: Run, action: RunAction): Transition {
+  switch (action.type) {
+    case "validated":
+      if (run.status !== "validating_files") return refuse(run, "validated", "validating_files");
+      return to(run, { status: "queued", task: action.task, method: action.method, hyperparameters: action.hyperparameters, labels: action.labels, estimate: action.estimate });
+    case "refused":
+      if (ended(run)) return refuse(run, "refused", "not ended");
+      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, waiting: null });
+    case "waits":
+      if (run.status !== "queued") return refuse(run, "told to wait", "queued");
+      return to(run, { waiting: action.reason });
+    case "started":
+      if (run.status !== "queued") return refuse(run, "started", "queued");
+      return to(run, { status: "running", attempt: run.attempt + 1, startedAt: run.startedAt ?? action.at, waiting: null });
+    case "progressed":
+      if (run.status !== "running") return refuse(run, "advanced", "running");
+      return to(run, { step: Math.max(run.step, action.step), totalSteps: action.totalSteps ?? run.totalSteps, etaAt: action.etaAt });
+    case "pause_requested":
+      if (run.status === "queued") return to(run, { status: "paused", waiting: "Paused by request." });
+      if (run.status !== "running") return refuse(run, "paused", "queued or running");
+      return to(run, { wanted: run.wanted ?? "pause" });
+    case "cancel_requested":
+      if (ended(run)) return refuse(run, "cancelled", "not ended");
+      if (run.status === "running") return to(run, { wanted: "cancel" });
+      return to(run, { status: "cancelled", finishedAt: action.at, waiting: null, wanted: null });
+    case "resume_requested":
+      if (run.status !== "paused") return refuse(run, "resumed", "paused");
+      return to(run, { status: "queued", waiting: null, wanted: null });
+    case "trainer_stopped":
+      if (run.status !== "running") return refuse(run, "stopped", "running");
+      if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
+      if (action.reason === "disk_full")
+        return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "The disk is full; the last checkpoint is whole. Free space, then resume." });
+      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "Paused by request." });
+      return to(run, { status: "queued", etaAt: null });
+    case "trainer_died":
+      if (run.status !== "running") return refuse(run, "restarted", "running");
+      if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
+      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "Paused by request." });
+      if (action.canRetry && run.attempt < maxAttempts) return to(run, { status: "queued", etaAt: null });
+      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, etaAt: null });
+    case "succeeded":
+      if (run.status !== "running") return refuse(run, "finished", "running");
+      return to(run, { status: "succeeded", wanted: null, fineTunedModel: action.fineTunedModel, resultFile: action.resultFile, trainedTokens: action.trainedTokens, finishedAt: action.at, etaAt: null });
+  }
+}
