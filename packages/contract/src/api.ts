@@ -1,0 +1,171 @@
+/** Fettle's own API under /api: runs, models, keys, status. Same words as the OpenAI surface, more facts, nothing rounded off. */
+import { z } from "zod";
+import { metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
+import { jobStatusSchema } from "./openai-jobs.js";
+import { familySchema, hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
+
+export const createRunSchema = z
+  .strictObject({
+    model: modelNameSchema.describe("a base model, a tuned model, or a checkpoint of one"),
+    training_file: objectIdSchema,
+    validation_file: objectIdSchema.nullish(),
+    task: taskSchema.nullish().describe("inferred from model and data when absent"),
+    method: methodSchema.nullish().describe("chosen when absent"),
+    hyperparameters: hyperparametersSchema
+      .partial()
+      .extend({ learning_rate_multiplier: z.number().positive().max(100).optional() })
+      .optional()
+      .describe("each value left out is chosen, with its reason as an event"),
+    suffix: z.string().min(1).max(64).nullish(),
+    seed: z.number().int().min(0).max(2147483647).nullish(),
+    metadata: metadataSchema.nullish(),
+  })
+  .meta({ id: "CreateRun" });
+export type CreateRun = z.infer<typeof createRunSchema>;
+
+export const runObjectSchema = z
+  .strictObject({
+    id: z.string(),
+    object: z.literal("run"),
+    created_at: unixTimeSchema,
+    status: jobStatusSchema,
+    wanted: z.enum(["pause", "cancel"]).nullable().describe("the trainer is being asked to end for this reason"),
+    waiting: z.string().nullable().describe("why a queued or paused run waits"),
+    model: z.string(),
+    base_model: z.string(),
+    family: familySchema,
+    task: taskSchema.nullable(),
+    method: methodSchema.nullable(),
+    training_file: z.string(),
+    validation_file: z.string().nullable(),
+    hyperparameters: hyperparametersSchema.nullable().describe("null until resolved"),
+    labels: z.array(z.string()).nullable(),
+    estimate: z
+      .strictObject({ seconds: z.tuple([z.number(), z.number()]), memory_bytes: z.number(), tokens: z.number() })
+      .nullable(),
+    seed: z.number().int(),
+    attempt: z.number().int(),
+    started_at: unixTimeSchema.nullable(),
+    finished_at: unixTimeSchema.nullable(),
+    step: z.number().int(),
+    total_steps: z.number().int().nullable(),
+    eta_at: unixTimeSchema.nullable(),
+    trained_tokens: z.number().int().nullable(),
+    fine_tuned_model: z.string().nullable(),
+    result_file: z.string().nullable(),
+    error: z.strictObject({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
+    suffix: z.string().nullable(),
+    metadata: z.record(z.string(), z.string()).nullable(),
+  })
+  .meta({ id: "Run" });
+export type RunObject = z.infer<typeof runObjectSchema>;
+
+export const runListSchema = z.strictObject({ object: z.literal("list"), data: z.array(runObjectSchema), has_more: z.boolean() }).meta({ id: "RunList" });
+export const runListQuerySchema = pageQuerySchema(20, 100);
+
+/** `seq` grows by one from 1 within a run; it is the SSE event id, so `Last-Event-ID: 17` goes on at 18. */
+export const runEventSchema = z
+  .strictObject({
+    id: z.string(),
+    object: z.literal("run.event"),
+    run_id: z.string(),
+    seq: z.number().int(),
+    created_at: unixTimeSchema,
+    level: z.enum(["info", "warn", "error"]),
+    type: z.enum(["message", "metrics"]),
+    message: z.string(),
+    data: z.record(z.string(), z.unknown()).nullable(),
+  })
+  .meta({ id: "RunEvent" });
+export type RunEventObject = z.infer<typeof runEventSchema>;
+export const runEventListSchema = z
+  .strictObject({ object: z.literal("list"), data: z.array(runEventSchema), has_more: z.boolean() })
+  .meta({ id: "RunEventList" });
+export const runEventQuerySchema = z.strictObject({
+  since: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0).describe("only events with a greater seq"),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+});
+
+export const modelObjectSchema = z
+  .strictObject({
+    name: z.string(),
+    object: z.literal("fettle.model"),
+    kind: z.enum(["base", "tuned"]),
+    family: familySchema.nullable(),
+    task: taskSchema.nullable(),
+    method: methodSchema.nullable(),
+    base_model: z.string().nullable(),
+    run_id: z.string().nullable(),
+    labels: z.array(z.string()).nullable(),
+    num_parameters: z.number().nullable(),
+    context_length: z.number().nullable(),
+    licence: z.string().nullable(),
+    source: z.enum(["bundled", "local", "hub"]).nullable(),
+    ready: z.boolean().describe("on this disk; false: `fettle` fetches it when first needed"),
+    created_at: unixTimeSchema.nullable(),
+  })
+  .meta({ id: "FettleModel" });
+export type ModelObject = z.infer<typeof modelObjectSchema>;
+export const modelListSchema = z.strictObject({ object: z.literal("list"), data: z.array(modelObjectSchema) }).meta({ id: "FettleModelList" });
+
+export const classifyRequestSchema = z
+  .strictObject({
+    model: modelNameSchema,
+    input: z.union([z.string().min(1).max(1_000_000), z.array(z.string().min(1).max(1_000_000)).min(1).max(2048)]),
+  })
+  .meta({ id: "ClassifyRequest" });
+export type ClassifyRequest = z.infer<typeof classifyRequestSchema>;
+export const classifyResultSchema = z
+  .strictObject({
+    object: z.literal("list"),
+    model: z.string(),
+    data: z.array(
+      z.strictObject({
+        index: z.number().int(),
+        label: z.string(),
+        probability: z.number().min(0).max(1),
+        scores: z.array(z.strictObject({ label: z.string(), probability: z.number().min(0).max(1) })),
+      }),
+    ),
+    usage: z.strictObject({ prompt_tokens: z.number().int(), total_tokens: z.number().int() }),
+  })
+  .meta({ id: "ClassifyResult" });
+export type ClassifyResult = z.infer<typeof classifyResultSchema>;
+
+export const createKeySchema = z
+  .strictObject({
+    name: z.string().min(1).max(100),
+    role: z.enum(["admin", "member"]).default("member"),
+    expires_in_days: z.number().int().min(1).max(3650).optional(),
+  })
+  .meta({ id: "CreateKey" });
+export const keyObjectSchema = z
+  .strictObject({
+    id: z.string(),
+    object: z.literal("key"),
+    name: z.string(),
+    role: z.enum(["admin", "member"]),
+    hint: z.string().describe("first and last characters of the key"),
+    created_at: unixTimeSchema,
+    expires_at: unixTimeSchema.nullable(),
+    revoked_at: unixTimeSchema.nullable(),
+    last_used_at: unixTimeSchema.nullable(),
+  })
+  .meta({ id: "Key" });
+export type KeyObject = z.infer<typeof keyObjectSchema>;
+export const createdKeySchema = keyObjectSchema.extend({ key: z.string().describe("the secret, shown this once") }).meta({ id: "CreatedKey" });
+export const keyListSchema = z.strictObject({ object: z.literal("list"), data: z.array(keyObjectSchema) }).meta({ id: "KeyList" });
+
+export const statusSchema = z
+  .strictObject({
+    version: z.string(),
+    started_at: unixTimeSchema,
+    database: z.enum(["ok", "down"]),
+    models: z.array(z.strictObject({ base: z.string(), adapters: z.number().int(), rss_bytes: z.number(), busy: z.number().int() })),
+    runs: z.strictObject({ validating_files: z.number().int(), queued: z.number().int(), running: z.number().int(), paused: z.number().int() }),
+    disk: z.strictObject({ free_bytes: z.number(), total_bytes: z.number() }),
+    memory: z.strictObject({ free_bytes: z.number(), total_bytes: z.number(), server_rss_bytes: z.number() }),
+  })
+  .meta({ id: "Status" });
+export type StatusObject = z.infer<typeof statusSchema>;
+export const healthSchema = z.strictObject({ status: z.enum(["ok", "starting"]) }).meta({ id: "Health" });
