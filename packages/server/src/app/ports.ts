@@ -4,6 +4,9 @@
  * Words: a *run* is one training (`ftjob-…` on the OpenAI surface). An *attempt* is one trainer process of a
  * run. A *lease* says which server watches a run; its *token* grows with every new owner, and a write that
  * carries an older token is refused (`StaleLease`).
+ *
+ * Times in records, runs and events (`createdAt`, `expiresAt`, `startedAt`, `at` …) are whole Unix seconds, as on the wire;
+ * only `Clock` and arguments named `…Ms` are milliseconds.
  */
 import type { ErrorCode, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
