@@ -50,7 +50,7 @@ export async function createFile(deps: Pick<AppDeps, "store" | "blobs" | "clock"
     await dropBytes(deps, kept.fileId);
     throw new AppError("file_empty", `The file "${input.filename}" has 0 bytes: expected at least one row. Check the path you upload from.`, { param: "file" });
   }
-  const now = seconds(deps);
+  const now = deps.clock.now();
   const training = input.purpose === "fine-tune";
   const file: FileRecord = {
     id: kept.fileId,
@@ -62,7 +62,7 @@ export async function createFile(deps: Pick<AppDeps, "store" | "blobs" | "clock"
     status: training ? "uploaded" : "processed",
     statusDetails: null,
     createdAt: now,
-    expiresAt: input.expiresAfterSeconds === null ? null : now + input.expiresAfterSeconds,
+    expiresAt: input.expiresAfterSeconds === null ? null : now + input.expiresAfterSeconds * 1000,
     report: null,
     deletedAt: null,
   };
@@ -97,7 +97,7 @@ export async function listFiles(
 
 /** The record goes first, in one transaction with the check that no run reads it; the bytes after it. */
 export async function deleteFile(deps: Pick<AppDeps, "store" | "blobs" | "clock">, input: { projectId: string; fileId: string }): Promise<void> {
-  const outcome = await deps.store.files.delete(input.projectId, input.fileId, seconds(deps));
+  const outcome = await deps.store.files.delete(input.projectId, input.fileId, deps.clock.now());
   if (outcome === "not_found") throw noSuchFile(input.fileId, "file_id");
   if (outcome === "in_use") {
     throw new AppError("file_in_use", `File "${input.fileId}" is read by a run that has not ended. Cancel the run, or wait for its end, then delete it.`, { param: "file_id" });
@@ -129,5 +129,3 @@ async function bytesOf(deps: Pick<AppDeps, "blobs">, key: string, fileId: string
 }
 
 async function* nothing(): AsyncIterable<Uint8Array> {}
-
-export const seconds = (deps: Pick<AppDeps, "clock">): number => Math.floor(deps.clock.now() / 1000);

@@ -5,14 +5,13 @@
 import { createHash } from "node:crypto";
 import { AppError } from "../domain/error.js";
 import type { AppDeps, Caller } from "./deps.js";
-import { seconds } from "./files.js";
 import type { ApiKeyRecord } from "./ports.js";
 
 /** The project of a fresh installation. */
 export const defaultProject = "default";
-const dayInSeconds = 86400;
+const dayMs = 86_400_000;
 /** `last_used_at` is written at most this often: a busy key must not cost a write per request. */
-const touchEverySeconds = 60;
+const touchEveryMs = 60_000;
 
 export const hashKey = (secret: string): string => createHash("sha256").update(secret, "utf8").digest("hex");
 
@@ -33,7 +32,7 @@ export const newSecret = (deps: Pick<AppDeps, "ids">): string => `fettle_${Buffe
 
 /** `secret` is given only by the installation (FETTLE_ADMIN_KEY, or the key file of this home). */
 export async function createKey(deps: KeyDeps, input: NewKey, secret: string = newSecret(deps)): Promise<CreatedKey> {
-  const now = seconds(deps);
+  const now = deps.clock.now();
   const record: ApiKeyRecord = {
     id: deps.ids.make("key_"),
     projectId: input.projectId,
@@ -41,7 +40,7 @@ export async function createKey(deps: KeyDeps, input: NewKey, secret: string = n
     role: input.role,
     hint: secret.length >= 24 ? `${secret.slice(0, 10)}…${secret.slice(-4)}` : "…",
     createdAt: now,
-    expiresAt: input.expiresInDays === undefined ? null : now + input.expiresInDays * dayInSeconds,
+    expiresAt: input.expiresInDays === undefined ? null : now + input.expiresInDays * dayMs,
     revokedAt: null,
     lastUsedAt: null,
   };
@@ -56,12 +55,12 @@ export async function authenticate(deps: Pick<AppDeps, "store" | "clock" | "log"
   if (secret === null || secret === "") {
     throw new AppError("missing_api_key", "No API key came with the request. Send the header `Authorization: Bearer <key>`; the first start printed a key, and it is in the file admin_key of the data folder.");
   }
-  const now = seconds(deps);
+  const now = deps.clock.now();
   const key = await deps.store.keys.findByHash(hashKey(secret));
   if (key === null || !usable(key, now)) {
     throw new AppError("invalid_api_key", "The API key is unknown, expired or revoked. Make a new one with `fettle keys create`.");
   }
-  if (key.lastUsedAt === null || now - key.lastUsedAt >= touchEverySeconds) {
+  if (key.lastUsedAt === null || now - key.lastUsedAt >= touchEveryMs) {
     deps.store.keys.touch(key.id, now).catch((error: unknown) => deps.log.warn({ err: error, key: key.id }, "could not note the use of a key"));
   }
   return { projectId: key.projectId, keyId: key.id, role: key.role };
@@ -72,7 +71,7 @@ export async function listKeys(deps: Pick<AppDeps, "store">, input: { projectId:
 }
 
 export async function revokeKey(deps: Pick<AppDeps, "store" | "clock">, input: { projectId: string; keyId: string }): Promise<void> {
-  const revoked = await deps.store.keys.revoke(input.projectId, input.keyId, seconds(deps));
+  const revoked = await deps.store.keys.revoke(input.projectId, input.keyId, deps.clock.now());
   if (!revoked) throw new AppError("not_found", `No key "${input.keyId}" that is still valid in this project. GET /api/keys lists them.`, { param: "key_id" });
 }
 
@@ -83,7 +82,7 @@ export async function adoptEnvironmentKey(deps: KeyDeps, secret: string): Promis
   const present = await deps.store.keys.findByHash(hashKey(secret));
   for (const key of await deps.store.keys.list(defaultProject)) {
     if (key.name === environmentKeyName && key.id !== present?.id && key.revokedAt === null) {
-      await deps.store.keys.revoke(defaultProject, key.id, seconds(deps));
+      await deps.store.keys.revoke(defaultProject, key.id, deps.clock.now());
     }
   }
   if (present === null) await createKey(deps, { projectId: defaultProject, name: environmentKeyName, role: "admin" }, secret);

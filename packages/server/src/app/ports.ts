@@ -5,8 +5,7 @@
  * run. A *lease* says which server watches a run; its *token* grows with every new owner, and a write that
  * carries an older token is refused (`StaleLease`).
  *
- * Times in records, runs and events (`createdAt`, `expiresAt`, `startedAt`, `at` …) are whole Unix seconds, as on the wire;
- * only `Clock` and arguments named `…Ms` are milliseconds.
+ * Times in records, runs and events (`createdAt`, `expiresAt`, `at` …) are milliseconds since 1970; http/ answers in seconds.
  */
 import type { ErrorCode, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
@@ -185,11 +184,14 @@ export interface RunStore {
    */
   update(id: string, change: (run: Run) => { run: Run; events: NewRunEvent[] } | null, lease?: Lease): Promise<Run | null>;
   /** Appends trainer events exactly once: known `(runId, key)` are skipped. With `change`, in the same transaction. */
-  ingest(lease: Lease, input: { events: NewRunEvent[]; offset: number; checkpoints: CheckpointRecord[]; model?: ModelRecord; change?: (run: Run) => Run }): Promise<void>;
+  ingest(lease: Lease, input: { events: NewRunEvent[]; offset: number; checkpoints: CheckpointRecord[]; model?: ModelRecord; file?: FileRecord; change?: (run: Run) => Run }): Promise<void>;
   /** How far the run's events file has been ingested, in bytes. */
   offset(id: string): Promise<number>;
-  /** Takes the lease when it is free, expired or already ours; bumps the token unless already ours. Null: another owner has it. */
-  acquire(id: string, owner: string, ttlMs: number): Promise<Lease | null>;
+  /**
+   * Takes the lease when it is free, expired, already ours, or held by an owner that `isDead` says will not write again;
+   * bumps the token unless already ours. Null: another owner has it.
+   */
+  acquire(id: string, owner: string, ttlMs: number, isDead?: (owner: string) => boolean): Promise<Lease | null>;
   renew(lease: Lease, ttlMs: number): Promise<boolean>;
   release(lease: Lease): Promise<void>;
   events(projectId: string, id: string, page: { after?: string | undefined; sinceSeq?: number | undefined; limit: number; order: "asc" | "desc"; forOpenAI?: boolean }): Promise<Page<RunEvent>>;

@@ -9,15 +9,15 @@ import { createHash } from "node:crypto";
 import { type CreateUpload, maxPartBytes } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { AppDeps } from "./deps.js";
-import { createFile, keepBytes, seconds } from "./files.js";
+import { createFile, keepBytes } from "./files.js";
 import type { FileRecord, UploadPartRecord, UploadRecord } from "./ports.js";
 
-const lifetimeSeconds = 3600;
+const lifetimeMs = 3_600_000;
 const partKey = (uploadId: string, partId: string): string => `uploads/${uploadId}/${partId}`;
 
 export async function createUpload(deps: Pick<AppDeps, "store" | "clock" | "ids">, input: { projectId: string; request: CreateUpload }): Promise<UploadRecord> {
   const { request } = input;
-  const now = seconds(deps);
+  const now = deps.clock.now();
   const upload: UploadRecord = {
     id: deps.ids.make("upload_"),
     projectId: input.projectId,
@@ -27,7 +27,7 @@ export async function createUpload(deps: Pick<AppDeps, "store" | "clock" | "ids"
     mimeType: request.mime_type,
     status: "pending",
     createdAt: now,
-    expiresAt: now + lifetimeSeconds,
+    expiresAt: now + lifetimeMs,
     fileId: null,
   };
   await deps.store.uploads.create(upload);
@@ -42,7 +42,7 @@ interface UploadId {
 async function getUpload(deps: Pick<AppDeps, "store" | "clock">, { projectId, uploadId }: UploadId): Promise<UploadRecord> {
   const upload = await deps.store.uploads.get(projectId, uploadId);
   if (upload === null) throw new AppError("not_found", `No upload "${uploadId}" in this project. Create one: POST /v1/uploads.`, { param: "upload_id" });
-  const expired = upload.status === "pending" && upload.expiresAt <= seconds(deps);
+  const expired = upload.status === "pending" && upload.expiresAt <= deps.clock.now();
   return expired ? { ...upload, status: "expired" } : upload;
 }
 
@@ -65,7 +65,7 @@ export async function addPart(
   const key = partKey(input.uploadId, partId);
   try {
     const { bytes } = await deps.blobs.put(key, input.body, { maxBytes: maxPartBytes });
-    const part: UploadPartRecord = { id: partId, uploadId: input.uploadId, bytes, createdAt: seconds(deps) };
+    const part: UploadPartRecord = { id: partId, uploadId: input.uploadId, bytes, createdAt: deps.clock.now() };
     await deps.store.uploads.addPart(input.projectId, part);
     return part;
   } catch (error) {

@@ -1,0 +1,24 @@
+import type { ClassifyRequest } from "@fettle/contract";
+import { AppError } from "../domain/error.js";
+import type { AppDeps } from "./deps.js";
+import { resolveModel, targetOf } from "./models.js";
+import type { LabelScore } from "./ports.js";
+
+export interface Classified {
+  /** One list a text, all labels, most probable first. */
+  scores: LabelScore[][];
+  numTokens: number;
+}
+
+export async function classify(
+  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">,
+  input: { projectId: string; request: ClassifyRequest; signal: AbortSignal },
+): Promise<Classified> {
+  const { request } = input;
+  const model = await resolveModel(deps, { projectId: input.projectId, name: request.model });
+  if (model.tuned?.task !== "classification") {
+    throw new AppError("unsupported_parameter", `"${request.model}" is not a tuned classifier: it has no labels. Tune one with task "classification", or use POST /v1/chat/completions.`, { param: "model" });
+  }
+  const texts = typeof request.input === "string" ? [request.input] : request.input;
+  return deps.inference.classify(await targetOf(deps, model), texts, input.signal);
+}
