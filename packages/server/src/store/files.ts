@@ -63,10 +63,11 @@ export function fileStore(database: Database): FileStore {
       return row ? record(row) : null;
     },
     list(projectId, page) {
-      const purpose = page.purpose === undefined ? "" : "and purpose = $2";
+      const byPurpose = page.purpose !== undefined;
+      const where = byPurpose ? "deleted_at is null and purpose = $2" : "deleted_at is null";
       return readPage<FileRow, FileRecord>(
         database,
-        { table: "fettle.files", where: `project_id = $1 and deleted_at is null ${purpose}`, values: page.purpose === undefined ? [projectId] : [projectId, page.purpose], record },
+        { table: "fettle.files", scope: "project_id = $1", where, values: byPurpose ? [projectId, page.purpose] : [projectId], record },
         page,
       );
     },

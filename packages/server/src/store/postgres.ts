@@ -98,7 +98,7 @@ function settings(durable: boolean): string[] {
     timezone: "UTC",
     log_min_messages: "warning",
     log_line_prefix: "%m [%p] ",
-    ...(durable ? {} : { fsync: "off", synchronous_commit: "off", full_page_writes: "off" }),
+    ...(durable ? {} : { fsync: "off", full_page_writes: "off" }),
   };
   return Object.entries(values).flatMap(([name, value]) => ["-c", `${name}=${value}`]);
 }

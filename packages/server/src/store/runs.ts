@@ -59,9 +59,9 @@ async function createRun(sql: Sql, run: Run, events: Parameters<RunStore["create
 
 async function listRuns(sql: Sql, projectId: string, page: PageRequest & { metadata?: Record<string, string> | undefined }): Promise<Page<Run>> {
   const byMetadata = page.metadata !== undefined && Object.keys(page.metadata).length > 0;
-  const where = byMetadata ? "project_id = $1 and record -> 'metadata' @> $2" : "project_id = $1";
-  const values = byMetadata ? [projectId, toJson(page.metadata)] : [projectId];
-  return readPage<RunRow, Run>(sql, { table: "fettle.runs", where, values, record: (row) => row.record }, page);
+  const listing = { table: "fettle.runs", scope: "project_id = $1", values: [projectId], record: (row: RunRow) => row.record };
+  if (!byMetadata) return readPage(sql, listing, page);
+  return readPage(sql, { ...listing, where: "record -> 'metadata' @> $2::jsonb", values: [projectId, toJson(page.metadata) ?? "{}"] }, page);
 }
 
 async function updateRun(sql: Sql, input: { id: string; change: Change; lease: Lease | undefined }): Promise<Run | null> {
@@ -118,5 +118,5 @@ async function insertCheckpoint(sql: Sql, checkpoint: CheckpointRecord): Promise
 async function listCheckpoints(sql: Sql, input: { projectId: string; id: string; page: PageRequest }): Promise<Page<CheckpointRecord>> {
   const table = `(select checkpoints.*, checkpoints.step as position, runs.project_id from fettle.checkpoints checkpoints
     join fettle.runs runs on runs.id = checkpoints.run_id) as listed`;
-  return readPage<CheckpointRow, CheckpointRecord>(sql, { table, where: "project_id = $1 and run_id = $2", values: [input.projectId, input.id], record: checkpointRecord }, input.page);
+  return readPage<CheckpointRow, CheckpointRecord>(sql, { table, scope: "project_id = $1 and run_id = $2", values: [input.projectId, input.id], record: checkpointRecord }, input.page);
 }
