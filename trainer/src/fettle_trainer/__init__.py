@@ -1,0 +1,1 @@
+"""Fettle's data plane: `python -m fettle_trainer --help`."""
