@@ -66,6 +66,12 @@ export const errorCatalogue = {
     meaning: "No model of this name is known, or your project may not use it.",
     fix: "Use the nearest name the message gives, or see `fettle models`.",
   },
+  model_unavailable: {
+    status: 400,
+    retry: false,
+    meaning: "The model is known, but could not be put on this machine.",
+    fix: "The message says why: go online, set HF_TOKEN, or place the model's folder in FETTLE_HOME/models.",
+  },
   method_not_allowed: {
     status: 405,
     retry: false,

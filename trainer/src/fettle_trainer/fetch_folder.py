@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from fettle_trainer.fetch_model import FetchError
@@ -17,8 +17,8 @@ def is_ready(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def whole_folder(dest: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``dest`` that takes its name when the block ends well, and vanishes otherwise."""
+def whole_folder(dest: Path) -> Generator[Path]:
+    """Yields an empty folder beside ``dest``: it takes that name if the block ends well, or vanishes."""
     dest.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     try:

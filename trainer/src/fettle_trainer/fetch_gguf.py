@@ -11,25 +11,24 @@ from fettle_trainer.fetch_model import FetchError
 
 
 def dequantise(gguf: Path, folder: Path) -> None:
-    """Writes config.json, model.safetensors (float32), generation_config.json and the tokenizer to ``folder``.
+    """Writes config, ``model.safetensors`` (float32), generation config and tokenizer to ``folder``.
 
-    Raises FetchError when the file has no chat template or no end-of-turn token: a chat model without them would
-    train on one prompt format and answer in another.
+    Raises FetchError when the file has no chat template or no end-of-turn token: a chat model without them
+    would train on one prompt format and answer in another.
     """
     options: Any = {"gguf_file": gguf.name}
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(gguf.parent), **options)
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
         raise FetchError("model_unavailable", f"{gguf.name} has no chat template or no end-of-turn token.")
     split_digits(tokenizer)
-    quantised = cast(Any, AutoModelForCausalLM).from_pretrained(
-        str(gguf.parent), dtype=torch.float32, **options
-    )
+    loader = cast(Any, AutoModelForCausalLM)
+    quantised = loader.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
     config = cast(dict[str, Any], quantised.config.to_dict())
     config.pop("quantization_config", None)
     config.pop("_name_or_path", None)
-    # The weights are plain float32 by now, yet the loaded model refuses to be saved as "quantised". So: a fresh
-    # model of the same config takes the tensors over.
-    model: Any = cast(Any, AutoModelForCausalLM).from_config(type(quantised.config).from_dict(config))
+    # The weights are plain float32 by now, yet the loaded model refuses to be saved as "quantised". So: a
+    # fresh model of the same config takes the tensors over.
+    model = loader.from_config(cast(Any, type(quantised.config)).from_dict(config))
     model.load_state_dict(quantised.state_dict(), strict=True)
     model.tie_weights()
     model.generation_config = quantised.generation_config
@@ -38,7 +37,7 @@ def dequantise(gguf: Path, folder: Path) -> None:
 
 
 def split_digits(tokenizer: Any) -> None:
-    """Splits every digit, as SmolLM's own tokenizer does; the GGUF names that rule only by ``pre: smollm``."""
+    """Splits every digit, as SmolLM's own tokenizer does; the GGUF tells it only as ``pre: smollm``."""
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

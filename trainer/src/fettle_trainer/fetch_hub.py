@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 from fettle_trainer.fetch_folder import is_ready, whole_folder
 from fettle_trainer.fetch_model import FetchError, Progress
@@ -36,17 +37,18 @@ def prepare_from_hub(name: str, cache: Path, progress: Progress) -> Path:
     if hub_refused():
         raise FetchError(
             "model_unavailable",
-            f"{name} is on the Hugging Face hub and HF_HUB_OFFLINE forbids to ask it. Copy the model's folder "
-            f"(config.json, tokenizer files, *.safetensors) to FETTLE_HOME/models/{name.rsplit('/', 1)[1]}, or name "
-            "it in fettle.yaml under `models:`, or unset HF_HUB_OFFLINE.",
+            f"{name} is on the Hugging Face hub and HF_HUB_OFFLINE forbids to ask it. Copy the model's "
+            "folder (config.json, tokenizer files, *.safetensors) to "
+            f"FETTLE_HOME/models/{name.rsplit('/', 1)[1]}, or name it in fettle.yaml under `models:`, "
+            "or unset HF_HUB_OFFLINE.",
         )
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     progress(f"downloading {name} from the Hugging Face hub", 0, 0)
     with whole_folder(ready) as folder:
         try:
-            snapshot_download(
+            cast(Any, huggingface_hub).snapshot_download(
                 name,
                 allow_patterns=ALLOWED,
                 ignore_patterns=IGNORED,
@@ -56,7 +58,8 @@ def prepare_from_hub(name: str, cache: Path, progress: Progress) -> Path:
         except GatedRepoError as error:
             raise FetchError(
                 "model_unavailable",
-                f"{name} is gated: accept its terms on its hub page, then set HF_TOKEN to a token that may read it.",
+                f"{name} is gated: accept its terms on its hub page, then set HF_TOKEN to a token that may "
+                "read it.",
             ) from error
         except RepositoryNotFoundError as error:
             raise FetchError(
@@ -70,7 +73,7 @@ def prepare_from_hub(name: str, cache: Path, progress: Progress) -> Path:
         if not is_ready(folder):
             raise FetchError(
                 "model_unavailable",
-                f"{name} has no config.json with *.safetensors. Pickled weights are never loaded: convert the model "
-                "to safetensors and place its folder in FETTLE_HOME/models.",
+                f"{name} has no config.json with *.safetensors. Pickled weights are never loaded: convert "
+                "the model to safetensors and place its folder in FETTLE_HOME/models.",
             )
     return ready
