@@ -7,7 +7,7 @@
  *
  * Times in records, runs and events (`createdAt`, `expiresAt`, `at` …) are milliseconds since 1970; http/ answers in seconds.
  */
-import type { ErrorCode, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
+import type { CanonicalRow, ErrorCode, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
 
 export interface Clock {
@@ -74,6 +74,18 @@ export interface DataReport {
   labels: Record<string, number> | null;
   /** sha256 of the canonical rows (blob `<file>/rows.jsonl`). */
   rowsSha256: string | null;
+}
+
+/** Takes what reading a file brings up. The reader waits for each promise, so that a slow disk slows the reading. */
+export interface RowSink {
+  row(row: CanonicalRow): Promise<void> | undefined;
+  fault(fault: Fault): Promise<void> | undefined;
+}
+
+/** Reads a data file of any known format once, in memory that does not grow with the file. */
+export interface DataReader {
+  /** `filename` helps to tell the format. Faults of rows go to the sink, they do not throw. */
+  read(source: AsyncIterable<Uint8Array>, filename: string, sink: RowSink): Promise<Omit<DataReport, "faults" | "rowsSha256">>;
 }
 
 export interface UploadRecord {

@@ -1,0 +1,24 @@
+import type { IncomingMessage } from "node:http";
+import type { AppDeps, Caller } from "../app/deps.js";
+
+export interface HttpSettings {
+  version: string;
+  /** Milliseconds since 1970. */
+  startedAt: number;
+  /** Names beside localhost and IP addresses that the Host header may carry, lower case. */
+  allowedHosts: readonly string[];
+  /** The data folder, for the free space in the status. */
+  home: string;
+}
+
+export interface HttpDeps extends AppDeps {
+  settings: HttpSettings;
+  /** False until the database and the background work are up: /healthz says "starting", all else 503. */
+  ready: () => boolean;
+}
+
+/** What middleware leaves for handlers. `incoming` is absent in tests that call the app in memory. */
+export interface HttpEnv {
+  Bindings: { incoming?: IncomingMessage };
+  Variables: { requestId: string; caller: Caller };
+}
