@@ -18,7 +18,7 @@ export interface Database extends Sql {
 }
 
 const int8 = 20;
-/** Our bigints are seconds, bytes and counters, all below 2^53. */
+/** Our bigints are milliseconds, bytes and counters, all below 2^53. */
 export const columnTypes: pg.CustomTypesConfig = {
   getTypeParser: ((oid: number, format?: "text" | "binary") =>
     oid === int8 ? Number : pg.types.getTypeParser(oid, format as "text")) as pg.CustomTypesConfig["getTypeParser"],

@@ -9,7 +9,7 @@ interface ClaimRow {
 }
 
 /** A claim this old without an answer belongs to a server that died at work: the next request takes it over. */
-const abandonedAfterSeconds = 300;
+const abandonedAfterMs = 5 * 60_000;
 
 export function idempotencyStore(database: Database): IdempotencyStore {
   return {
@@ -19,7 +19,7 @@ export function idempotencyStore(database: Database): IdempotencyStore {
         `insert into fettle.idempotency as claim (project_id, key, body_hash, created_at) values ($1, $2, $3, $4)
          on conflict (project_id, key) do update set created_at = $4
          where claim.status is null and claim.body_hash = $3 and claim.created_at < $5`,
-        [projectId, cleanText(key), bodyHash, now, now - abandonedAfterSeconds],
+        [projectId, cleanText(key), bodyHash, now, now - abandonedAfterMs],
       );
       if (claimed > 0) return { state: "new" };
       const [row] = await database.rows<ClaimRow>("select body_hash, created_at, status, body from fettle.idempotency where project_id = $1 and key = $2", [projectId, cleanText(key)]);

@@ -111,10 +111,10 @@ describe("idempotency", () => {
     await begin("k2", "h");
     await store.idempotency.forget("proj_a", "k2");
     expect(await begin("k2", "h2")).toEqual({ state: "new" });
-    expect(await begin("k2", "h2", 1299)).toEqual({ state: "busy" });
-    expect(await begin("k2", "h2", 1301)).toEqual({ state: "new" });
-    expect(await store.idempotency.expire(1301)).toBeGreaterThan(0);
-    expect(await begin("k2", "h2", 1302)).toEqual({ state: "busy" });
+    expect(await begin("k2", "h2", 300_999)).toEqual({ state: "busy" });
+    expect(await begin("k2", "h2", 301_001)).toEqual({ state: "new" });
+    expect(await store.idempotency.expire(301_002)).toBeGreaterThan(0);
+    expect(await begin("k2", "h2", 301_003)).toEqual({ state: "new" });
   });
 });
 

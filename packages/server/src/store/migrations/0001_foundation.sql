@@ -1,5 +1,5 @@
--- Times are whole Unix seconds by the server's clock; leases and `updated_at` use the database's clock.
--- `position` is the order of insertion: the paging order, and stable when two rows share a second.
+-- Times are milliseconds since 1970 by the server's clock; leases and `updated_at` use the database's clock.
+-- `position` is the order of insertion: the paging order, and stable when two rows share a millisecond.
 
 create table fettle.api_keys (
   id text primary key,
