@@ -1,0 +1,302 @@
+"""LoRA adapters over one shared base model, switched per row of a batch.
+
+The base stays as it is. A forward hook on each adapted module adds, for the rows of an adapter,
+
+    y_row += scale * (x_row A^T) B^T          A: R x I, B: O x R, R = rank
+
+so one batch may mix adapters and bare rows. `modules_to_save` inside the base replace the module's output for
+their rows; those outside it (a classification head) are kept in `Adapter.head` for serve_heads.py.
+Files are PEFT's format, safetensors only.
+"""
+
+import json
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from .serve_refusal import ServeRefusal
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Low-rank change of one module; `up_OR` already holds the scale."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+    bias_O: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Adapter:
+    """`saved`: replaced tensors of modules inside the base, by module; `head`: of modules the base does not have."""
+
+    path: str
+    deltas: dict[str, Delta] = field(repr=False)
+    saved: dict[str, dict[str, Tensor]] = field(repr=False)
+    head: dict[str, Tensor] = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Shelved:
+    adapter: Adapter
+    stamp: tuple[int, int]
+
+
+class AdapterShelf:
+    """The adapters in memory, least recently used last to stay. A request in flight keeps its adapter alive."""
+
+    def __init__(self, model: PreTrainedModel, max_adapters: int) -> None:
+        self._model = model
+        self._max_adapters = max_adapters
+        self._shelf: OrderedDict[str, _Shelved] = OrderedDict()
+        self._hooked: set[str] = set()
+        self._groups: list[tuple[Adapter, Tensor | None]] = []
+        self._num_rows = 0
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._shelf)
+
+    def get(self, path: str) -> Adapter:
+        """The adapter of this folder, read again when its file has changed. ServeRefusal when it does not fit."""
+        stamp = _stamp(Path(path))
+        known = self._shelf.pop(path, None)
+        if known is None or known.stamp != stamp:
+            known = _Shelved(self._read(Path(path)), stamp)
+        self._shelf[path] = known
+        while len(self._shelf) > self._max_adapters:
+            self._shelf.popitem(last=False)
+        return known.adapter
+
+    @contextmanager
+    def rows(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
+        """For the forward passes inside: row i of the batch runs under `adapters[i]` (None: the bare base)."""
+        self._groups = _grouped(adapters, self._model.device)
+        self._num_rows = len(adapters)
+        try:
+            yield
+        finally:
+            self._groups = []
+
+    def _read(self, folder: Path) -> Adapter:
+        config = _read_config(folder)
+        deltas: dict[str, dict[str, Tensor]] = {}
+        saved: dict[str, dict[str, Tensor]] = {}
+        head: dict[str, Tensor] = {}
+        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+            tensor = tensor.to(self._model.device, self._model.dtype)
+            name, part = _split_key(key, folder)
+            module = self._find(name)
+            if part.startswith("lora_"):
+                deltas.setdefault(self._adapted(name, module, folder), {})[part] = tensor
+            elif module is None:
+                head[f"{name}.{part}"] = tensor
+            else:
+                saved.setdefault(self._replaced(name, module, folder), {})[part] = tensor
+        ready = {name: _delta(name, parts, config, folder) for name, parts in deltas.items()}
+        self._check_shapes(ready, saved, folder)
+        for name in [*ready, *saved]:
+            self._hook(name)
+        return Adapter(str(folder), ready, saved, head)
+
+    def _find(self, name: str) -> tuple[str, nn.Module] | None:
+        """Canonical name and module: adapters of a bare encoder and of the same encoder under a head both fit."""
+        modules = dict(self._model.named_modules())
+        prefix = self._model.base_model_prefix + "."
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in modules:
+                return candidate, modules[candidate]
+        return None
+
+    def _adapted(self, name: str, found: tuple[str, nn.Module] | None, folder: Path) -> str:
+        if found is None:
+            raise ServeRefusal(
+                "inference_failed",
+                f"Adapter {folder} changes the module {name}, which its base model does not have. "
+                "Serve it over the base model it was trained on.",
+            )
+        return found[0]
+
+    def _replaced(self, name: str, found: tuple[str, nn.Module], folder: Path) -> str:
+        if not isinstance(found[1], (nn.Linear, nn.Embedding)):
+            raise ServeRefusal(
+                "inference_failed",
+                f"Adapter {folder} replaces the module {name} ({type(found[1]).__name__}); only linear and "
+                "embedding modules can be switched per request. Serve it merged, as a model of its own.",
+            )
+        return found[0]
+
+    def _check_shapes(
+        self, deltas: dict[str, Delta], saved: dict[str, dict[str, Tensor]], folder: Path
+    ) -> None:
+        for name, delta in deltas.items():
+            expected = _linear_shape(self._model.get_submodule(name))
+            actual = (delta.up_OR.shape[0], delta.down_RI.shape[1])
+            if expected != actual:
+                raise _wrong_shape(folder, name, actual, expected)
+        for name, parts in saved.items():
+            own = self._model.get_submodule(name).state_dict()
+            for part, tensor in parts.items():
+                if part not in own or own[part].shape != tensor.shape:
+                    raise _wrong_shape(
+                        folder, f"{name}.{part}", tensor.shape, own[part].shape if part in own else ()
+                    )
+
+    def _hook(self, name: str) -> None:
+        if name in self._hooked:
+            return
+        self._hooked.add(name)
+
+        def adapt(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            for adapter, rows in self._groups:
+                output = self._apply((name, module), adapter, (inputs[0], output), rows)
+            return output
+
+        self._model.get_submodule(name).register_forward_hook(adapt)
+
+    def _apply(
+        self,
+        target: tuple[str, nn.Module],
+        adapter: Adapter,
+        flow: tuple[Tensor, Tensor],
+        rows: Tensor | None,
+    ) -> Tensor:
+        name, module = target
+        delta, saved = adapter.deltas.get(name), adapter.saved.get(name)
+        if delta is None and saved is None:
+            return flow[1]
+        shape = flow[1].shape
+        inputs, output = (self._by_row(name, states) for states in flow)
+        mine = inputs if rows is None else inputs.index_select(0, rows)
+        changed = output if rows is None else output.index_select(0, rows)
+        if saved is not None:
+            changed = _run_saved(module, saved, mine)
+        if delta is not None:
+            changed = changed + functional.linear(
+                functional.linear(mine, delta.down_RI), delta.up_OR, delta.bias_O
+            )
+        return (changed if rows is None else output.index_copy(0, rows, changed)).view(shape)
+
+    def _by_row(self, name: str, states: Tensor) -> Tensor:
+        """Some models flatten batch and time: rows are told apart again, or the module cannot be switched."""
+        if states.shape[0] == self._num_rows:
+            return states
+        if len(self._groups) == 1 and self._groups[0][1] is None:
+            return states
+        if states.shape[0] % self._num_rows == 0 and states.dim() == 2:
+            return states.view(self._num_rows, -1, states.shape[-1])
+        raise RuntimeError(
+            f"module {name} does not keep the rows of a batch apart, so adapters cannot be mixed over it"
+        )
+
+
+def _grouped(adapters: Sequence[Adapter | None], device: torch.device) -> list[tuple[Adapter, Tensor | None]]:
+    rows_of: dict[Adapter, list[int]] = {}
+    for row, adapter in enumerate(adapters):
+        if adapter is not None:
+            rows_of.setdefault(adapter, []).append(row)
+    return [
+        (adapter, None if len(rows) == len(adapters) else torch.tensor(rows, device=device))
+        for adapter, rows in rows_of.items()
+    ]
+
+
+def _run_saved(module: nn.Module, saved: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    own = dict(module.named_parameters())
+    weight = saved.get("weight", own.get("weight"))
+    if weight is None:
+        raise RuntimeError(f"{type(module).__name__} has no weight")
+    if isinstance(module, nn.Embedding):
+        return functional.embedding(inputs, weight, module.padding_idx)
+    return functional.linear(inputs, weight, saved.get("bias", own.get("bias")))
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of a linear module; GPT-2's Conv1D keeps its weight transposed."""
+    weight = cast(Tensor, module.weight)
+    outputs, inputs = weight.shape[0], weight.shape[1]
+    return (inputs, outputs) if type(module).__name__ == "Conv1D" else (outputs, inputs)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    try:
+        stat = (folder / "adapter_model.safetensors").stat()
+    except OSError as error:
+        raise ServeRefusal(
+            "inference_failed",
+            f"Adapter {folder} cannot be read: adapter_model.safetensors is missing ({error.strerror}). "
+            "Only safetensors adapters in PEFT's format are loaded.",
+        ) from error
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = cast(
+            dict[str, Any], json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError) as error:
+        raise ServeRefusal(
+            "inference_failed", f"Adapter {folder}: adapter_config.json cannot be read: {error}"
+        ) from error
+    kind = config.get("peft_type")
+    unsupported = [
+        name for name in ("use_dora", "layer_replication", "trainable_token_indices") if config.get(name)
+    ]
+    if kind != "LORA" or unsupported:
+        what = f"of kind {kind}" if kind != "LORA" else f"with {', '.join(unsupported)}"
+        raise ServeRefusal(
+            "inference_failed", f"Adapter {folder} is {what}; plain LoRA adapters are served. Merge it first."
+        )
+    return config
+
+
+def _split_key(key: str, folder: Path) -> tuple[str, str]:
+    """`base_model.model.layers.0.q.lora_A.weight` -> (`layers.0.q`, `lora_A.weight`)."""
+    bare = key.removeprefix(_PREFIX).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    found = re.fullmatch(r"(.+)\.(lora_[AB](?:\.default)?\.(?:weight|bias))", bare)
+    if found is not None:
+        return found[1], found[2].replace(".default", "")
+    if "lora_" in bare:
+        raise ServeRefusal(
+            "inference_failed",
+            f"Adapter {folder} holds {key}; only lora_A and lora_B of linear modules are served.",
+        )
+    name, _, part = bare.rpartition(".")
+    return name, part
+
+
+def _delta(name: str, parts: dict[str, Tensor], config: dict[str, Any], folder: Path) -> Delta:
+    down, up = parts.get("lora_A.weight"), parts.get("lora_B.weight")
+    if down is None or up is None or down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
+        raise ServeRefusal(
+            "inference_failed", f"Adapter {folder} is incomplete: {name} needs matching lora_A and lora_B."
+        )
+    alphas = cast(dict[str, float], config.get("alpha_pattern") or {})
+    matching = [alpha for pattern, alpha in alphas.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)]
+    alpha = float(matching[0] if matching else config["lora_alpha"])
+    rank = down.shape[0]
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    bias = parts.get("lora_B.bias")
+    return Delta(down.contiguous(), (up * scale).contiguous(), None if bias is None else bias * scale)
+
+
+def _wrong_shape(folder: Path, name: str, actual: Sequence[int], expected: Sequence[int]) -> ServeRefusal:
+    return ServeRefusal(
+        "inference_failed",
+        f"Adapter {folder}: {name} has shape {tuple(actual)}, the base model needs {tuple(expected)}. "
+        "Serve it over the base model it was trained on.",
+    )

@@ -1,0 +1,69 @@
+"""What a folder says about itself: fettle.json of an artefact, and the files other tools leave beside a model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from .serve_refusal import ServeRefusal
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """`stop_ids` None: the folder does not say. `max_length`: tokens a row was cut to in training."""
+
+    labels: tuple[str, ...] | None = None
+    stop_ids: frozenset[int] | None = None
+    chat_template_sha256: str | None = None
+    max_length: int | None = None
+
+
+def read_artefact(folder: Path) -> Artefact:
+    """fettle.json of a tuned model or adapter; an empty record for a folder that has none."""
+    entries = read_json(folder / "fettle.json")
+    if entries is None:
+        return Artefact()
+    labels, stop_ids = entries.get("labels"), entries.get("stop_token_ids")
+    return Artefact(
+        labels=tuple(str(label) for label in labels) if labels else None,
+        stop_ids=frozenset(int(token_id) for token_id in stop_ids) if stop_ids else None,
+        chat_template_sha256=entries.get("chat_template_sha256"),
+        max_length=entries.get("max_length"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How a sentence encoder makes one vector of a text. `max_length` None: as long as the model takes."""
+
+    mode: str = "mean"
+    max_length: int | None = None
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """From sentence-transformers' files; mean pooling when there are none."""
+    settings = read_json(folder / "1_Pooling" / "config.json") or {}
+    modes = [
+        mode
+        for mode in ("mean", "cls")
+        if settings.get(f"pooling_mode_{mode}_token{'s' if mode == 'mean' else ''}")
+    ]
+    if settings and len(modes) != 1:
+        raise ServeRefusal(
+            "inference_failed",
+            f"{folder / '1_Pooling' / 'config.json'} asks for a pooling that is not served: expected mean or cls alone.",
+        )
+    length = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
+    return Pooling(modes[0] if modes else "mean", int(length) if length else None)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in this file, or None when there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ServeRefusal(
+            "inference_failed", f"{path} is not JSON: {error}. Put the original file back."
+        ) from error

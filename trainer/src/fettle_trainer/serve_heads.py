@@ -1,0 +1,114 @@
+"""Classification heads over one shared trunk.
+
+The trunk runs once over a batch in which every row may belong to another adapter; then each adapter's head
+reads the rows that are its own. A head is the model's own ForSequenceClassification class with the trunk
+replaced by what the trunk has already answered, so pooling and layers are those of training.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from .serve_adapters import Adapter
+from .serve_models import ServedModel
+from .serve_refusal import ServeRefusal
+
+
+class Answered(nn.Module):
+    """Stands where the trunk stood and gives the answer it was handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output: Any = None
+
+    def forward(self, *_args: object, **_options: object) -> Any:
+        return self.output
+
+
+class Head:
+    """One classifier. `labels` in the order of the logits."""
+
+    def __init__(self, model: PreTrainedModel, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+        self._model = model
+        self._answered = Answered()
+        setattr(model, model.base_model_prefix, self._answered)
+
+    def logits(self, ids_BT: Tensor, mask_BT: Tensor, trunk_output: Any) -> Tensor:
+        """B x number of labels, from the trunk's output for the same rows."""
+        self._answered.output = trunk_output
+        try:
+            return self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        finally:
+            self._answered.output = None
+
+
+def own_head(served: ServedModel) -> Head | None:
+    """The head that came with a tuned folder."""
+    if served.own_head is None:
+        return None
+    model = copy.copy(served.own_head)
+    # A shallow copy shares the weights; its own module table keeps the original whole.
+    model._modules = dict(served.own_head._modules)  # pyright: ignore[reportPrivateUsage]
+    return Head(model, _labels(served.artefact.labels, served.own_head, str(served.folder)))
+
+
+def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] | None) -> Head:
+    """The head an adapter brought along. ServeRefusal when it brought none, or not all of it."""
+    outputs = [tensor for name, tensor in adapter.head.items() if name.endswith("weight")]
+    if not outputs:
+        raise ServeRefusal(
+            "unsupported_parameter",
+            f"Adapter {adapter.path} has no classification head: it was not trained to classify. Use it to generate.",
+        )
+    config = copy.deepcopy(served.trunk.config)
+    config.num_labels = len(labels) if labels is not None else outputs[-1].shape[0]
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = served.tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+    setattr(model, model.base_model_prefix, nn.Identity())
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in adapter.head.items()}
+    untrained = served.unset - {
+        f"{module}.{part}" for module, parts in adapter.saved.items() for part in parts
+    }
+    if expected != given or untrained:
+        raise ServeRefusal(
+            "inference_failed",
+            f"Adapter {adapter.path}: its classification head does not fit {served.folder}. Expected "
+            f"{_shapes(expected)}, found {_shapes(given)}"
+            + (f"; neither holds {', '.join(sorted(untrained))}" if untrained else "")
+            + ". Serve it over the base model it was trained on.",
+        )
+    model.load_state_dict(adapter.head, assign=True)
+    model.eval()
+    return Head(model, _labels(labels, model, adapter.path))
+
+
+def _labels(stated: tuple[str, ...] | None, model: PreTrainedModel, where: str) -> tuple[str, ...]:
+    num_labels = int(model.config.num_labels)
+    names = cast(dict[int, str], model.config.id2label)
+    labels = stated if stated is not None else tuple(names[index] for index in range(num_labels))
+    if len(labels) != num_labels:
+        raise ServeRefusal(
+            "inference_failed",
+            f"{where}: fettle.json names {len(labels)} labels, the head has {num_labels}. Put the original file back.",
+        )
+    return labels
+
+
+def _shapes(tensors: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(tensors.items())) or "nothing"
+
+
+def rows_of_output(output: Any, rows: Tensor) -> Any:
+    """The same model output for these rows alone."""
+    picked: dict[str, Any] = {}
+    for name, value in output.items():
+        if isinstance(value, Tensor):
+            picked[name] = value.index_select(0, rows)
+    return type(output)(**picked)

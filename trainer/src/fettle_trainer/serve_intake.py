@@ -1,0 +1,155 @@
+"""From a request to a job: prompt to token ids, adapter, head, stop tokens, and every check before the model runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from .generate import Generation, GenerationOptions, Voice
+from .generate_decoder import GenerationJob
+from .serve_adapters import Adapter, AdapterShelf
+from .serve_artefact import Artefact, read_artefact
+from .serve_encode import EncodeJob
+from .serve_heads import Head, adapter_head, own_head
+from .serve_models import ServedModel
+from .serve_prompts import PromptWriter
+from .serve_refusal import ServeRefusal
+from .serve_requests import EncodeRequest, GenerateRequest
+
+
+@dataclass(slots=True)
+class _Fitted:
+    """What an adapter brings besides its weights; `head` is built when first asked for."""
+
+    artefact: Artefact
+    voice: Voice
+    head: Head | None = None
+
+
+class Intake:
+    """Knows one base model and its adapters; makes jobs, runs nothing."""
+
+    def __init__(self, served: ServedModel, shelf: AdapterShelf) -> None:
+        self._served = served
+        self._shelf = shelf
+        self._prompts = PromptWriter(served)
+        self._own_head = own_head(served)
+        self._fitted: WeakKeyDictionary[Adapter, _Fitted] = WeakKeyDictionary()
+
+    def generation(self, request: GenerateRequest) -> GenerationJob:
+        """ServeRefusal when the model cannot generate, or prompt and answer do not fit its context."""
+        served = self._served
+        if not served.generates:
+            raise ServeRefusal(
+                "unsupported_parameter", f"{served.folder} generates no text: it classifies or embeds."
+            )
+        adapter, fitted = self._adapter(request.adapter)
+        ids = self._checked(self._prompts.for_generation(request.prompt), "The prompt")
+        seq2seq = served.family == "seq2seq"
+        used = 0 if seq2seq else len(ids)
+        max_tokens = (
+            request.max_tokens if request.max_tokens is not None else max(served.context_length - used, 1)
+        )
+        if used + max_tokens > served.context_length or len(ids) > served.context_length:
+            raise self._too_long(len(ids), request.max_tokens)
+        options = GenerationOptions(
+            max_tokens, request.sampling, request.stop, request.logprobs, request.json_mode, request.echo
+        )
+        voice = fitted.voice if fitted is not None else served.voice
+        if not seq2seq:
+            return GenerationJob(request.id, adapter, Generation(ids, options, voice))
+        if request.echo:
+            raise ServeRefusal(
+                "unsupported_parameter",
+                "`echo` needs a decoder: an encoder-decoder's prompt is not its answer's text.",
+            )
+        generation = Generation([self._decoder_start()], options, voice)
+        generation.strip_leading_space()
+        return GenerationJob(request.id, adapter, generation, ids)
+
+    def encoding(self, request: EncodeRequest) -> EncodeJob:
+        """ServeRefusal when there is no head to classify with, no encoder to embed with, or a text is too long."""
+        served = self._served
+        adapter, fitted = self._adapter(request.adapter)
+        if not request.classify:
+            if served.family != "encoder":
+                raise ServeRefusal(
+                    "unsupported_parameter",
+                    f"{served.folder} is a {served.family}; embeddings need an encoder model.",
+                )
+            limit = min(served.context_length, served.pooling.max_length or served.context_length)
+            texts = [self._prompts.for_embedding(given) for given in request.inputs]
+            return EncodeJob(
+                request.id,
+                adapter,
+                None,
+                [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)],
+            )
+        head = self._head(adapter, fitted)
+        artefact = fitted.artefact if fitted is not None else served.artefact
+        limit = min(served.context_length, artefact.max_length or served.context_length)
+        texts = [self._prompts.for_classification(given, limit) for given in request.inputs]
+        return EncodeJob(
+            request.id, adapter, head, [self._checked(ids, f"Text {n}", limit) for n, ids in enumerate(texts)]
+        )
+
+    def _adapter(self, path: str | None) -> tuple[Adapter | None, _Fitted | None]:
+        if path is None:
+            return None, None
+        adapter = self._shelf.get(path)
+        fitted = self._fitted.get(adapter)
+        if fitted is None:
+            artefact = read_artefact(Path(path))
+            self._prompts.check_template(artefact, path)
+            base = self._served.voice
+            voice = Voice(base.vocabulary, artefact.stop_ids) if artefact.stop_ids else base
+            fitted = self._fitted[adapter] = _Fitted(artefact, voice)
+        return adapter, fitted
+
+    def _head(self, adapter: Adapter | None, fitted: _Fitted | None) -> Head:
+        if adapter is None or fitted is None:
+            if self._own_head is None:
+                raise ServeRefusal(
+                    "unsupported_parameter",
+                    f"{self._served.folder} has no classification head. Tune it with task `classification` first.",
+                )
+            return self._own_head
+        if fitted.head is None:
+            fitted.head = adapter_head(self._served, adapter, fitted.artefact.labels)
+        return fitted.head
+
+    def _checked(self, ids: list[int], what: str, limit: int | None = None) -> list[int]:
+        num_known = cast(Any, self._served.trunk.get_input_embeddings()).num_embeddings
+        unknown = next((token_id for token_id in ids if not 0 <= token_id < num_known), None)
+        if unknown is not None:
+            raise ServeRefusal(
+                "value_out_of_range",
+                f"{what} holds the token id {unknown}; this model knows 0 to {num_known - 1}.",
+            )
+        if not ids:
+            raise ServeRefusal("invalid_request", f"{what} is empty: expected at least one token.")
+        if limit is not None and len(ids) > limit:
+            raise ServeRefusal(
+                "context_length_exceeded",
+                f"{what} has {len(ids)} tokens; this model takes at most {limit}. Shorten it.",
+            )
+        return ids
+
+    def _decoder_start(self) -> int:
+        start = getattr(self._served.model.generation_config, "decoder_start_token_id", None)
+        start = (
+            start if start is not None else getattr(self._served.model.config, "decoder_start_token_id", None)
+        )
+        if start is None:
+            raise ServeRefusal(
+                "inference_failed", f"{self._served.folder}/config.json lacks decoder_start_token_id."
+            )
+        return int(start)
+
+    def _too_long(self, num_prompt: int, max_tokens: int | None) -> ServeRefusal:
+        asked = "" if max_tokens is None else f" and up to {max_tokens} tokens of answer"
+        return ServeRefusal(
+            "context_length_exceeded",
+            f"The prompt has {num_prompt} tokens{asked}; the context of this model is {self._served.context_length} tokens. "
+            "Shorten the messages or lower max_completion_tokens.",
+        )

@@ -1,0 +1,154 @@
+"""Loading the one base model of a process, from local files only.
+
+What is loaded, by family and by what the folder's config.json says it is:
+
+    decoder                     the causal language model; its trunk carries classification heads of adapters
+    decoder, tuned classifier   the sequence classifier itself; it generates nothing
+    seq2seq                     the encoder-decoder
+    encoder                     the trunk alone; heads come from adapters, or from the folder when it is a tune
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .generate import Voice
+from .generate_bytes import TokenBytes
+from .prompt import PromptEncoder
+from .serve_artefact import Artefact, Pooling, read_artefact, read_pooling
+from .serve_refusal import ServeRefusal
+
+Family = Literal["decoder", "encoder", "seq2seq"]
+# A tokenizer without a limit says 10^30; longer than this is no limit of a model.
+_NO_LIMIT = 1 << 24
+# T5 has relative positions and no limit of its own; it was trained on this many.
+_RELATIVE_LIMIT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`trunk`: the part heads share. `own_head`: the folder's classifier, None when it has none.
+
+    `unset`: trunk weights the folder does not hold (a pooler nobody trained): an adapter must bring them.
+    """
+
+    folder: Path
+    family: Family
+    model: PreTrainedModel
+    trunk: PreTrainedModel
+    own_head: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    artefact: Artefact
+    pooling: Pooling
+    voice: Voice
+    context_length: int
+    unset: frozenset[str]
+
+    @property
+    def generates(self) -> bool:
+        return self.family == "seq2seq" or (self.family == "decoder" and self.own_head is None)
+
+
+def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> ServedModel:
+    """ServeRefusal when the folder holds no model of this family that can be served."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    model, unset = _load(folder, family, classifies, dtype)
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    trunk = cast(PreTrainedModel, model.base_model) if classifies or family != "seq2seq" else model
+    if getattr(model, "_is_stateful", False):
+        raise ServeRefusal(
+            "inference_failed",
+            f"{folder} holds a {config.model_type} model: recurrent state cannot be batched yet. Use an attention model.",
+        )
+    artefact = read_artefact(folder)
+    prefix = model.base_model_prefix + "."
+    return ServedModel(
+        folder=folder,
+        family=family,
+        model=trunk if family == "encoder" else model,
+        trunk=trunk,
+        own_head=model if classifies else None,
+        tokenizer=tokenizer,
+        artefact=artefact,
+        pooling=read_pooling(folder),
+        voice=Voice(TokenBytes(tokenizer), artefact.stop_ids or stop_ids_of(model, tokenizer)),
+        context_length=context_length_of(trunk, tokenizer),
+        unset=frozenset(name.removeprefix(prefix) for name in unset if name.startswith(prefix)),
+    )
+
+
+def _load(
+    folder: Path, family: Family, classifies: bool, dtype: torch.dtype
+) -> tuple[PreTrainedModel, set[str]]:
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "dtype": dtype,
+        "output_loading_info": True,
+    }
+    if family == "seq2seq":
+        loader: Any = AutoModelForSeq2SeqLM
+    elif family == "decoder" and not classifies:
+        loader = AutoModelForCausalLM
+    else:
+        loader = AutoModelForSequenceClassification
+    try:
+        model, info = loader.from_pretrained(folder, **options)
+    except ValueError:
+        if family != "encoder" or classifies:
+            raise
+        # An encoder without a classifier class still embeds.
+        model, info = AutoModel.from_pretrained(folder, **options)
+    missing = {str(name) for name in info["missing_keys"]}
+    if missing and (classifies or family != "encoder"):
+        raise ServeRefusal(
+            "inference_failed",
+            f"{folder} lacks weights: {', '.join(sorted(missing)[:5])}. Fetch the model again.",
+        )
+    return cast(PreTrainedModel, model), missing
+
+
+def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end an answer, when no artefact says: those of generation_config or config, and of the template."""
+    generation = getattr(model, "generation_config", None)
+    stated = getattr(generation, "eos_token_id", None)
+    stated = stated if stated is not None else getattr(model.config, "eos_token_id", None)
+    return frozenset(PromptEncoder(cast(Any, tokenizer)).stop_ids(stated))
+
+
+def context_length_of(trunk: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens one text may have: prompt and answer together, or a seq2seq model's source."""
+    config = trunk.config.get_text_config()
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    limits = [int(value) for value in stated if isinstance(value, int) and 0 < value < _NO_LIMIT]
+    if limits:
+        return limits[0] - _reserved_positions(trunk)
+    length = tokenizer.model_max_length
+    return int(length) if 0 < length < _NO_LIMIT else _RELATIVE_LIMIT
+
+
+def _reserved_positions(trunk: PreTrainedModel) -> int:
+    """RoBERTa's kind counts positions from after the padding index, and so loses some."""
+    for name, module in trunk.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ):
+            return module.padding_idx + 1
+    return 0

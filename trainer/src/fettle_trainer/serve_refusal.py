@@ -1,0 +1,10 @@
+"""A request that cannot be answered, with its code from the error catalogue."""
+
+
+class ServeRefusal(Exception):
+    """`code` is one of the contract's error codes; the message says what, where, what was expected and the fix."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

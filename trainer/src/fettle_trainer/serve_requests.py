@@ -1,0 +1,126 @@
+"""Requests of the serve protocol (see serve.py): a JSON line in, a frozen record out, or a ServeRefusal."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .generate_sampling import SamplingOptions
+from .serve_refusal import ServeRefusal
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesPrompt:
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPrompt:
+    tokens: list[int]
+
+
+Prompt = MessagesPrompt | TextPrompt | TokensPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """`max_tokens` None: as long as the context allows. `logprobs`: alternatives a token, None for no report."""
+
+    id: str
+    adapter: str | None
+    prompt: Prompt
+    max_tokens: int | None
+    sampling: SamplingOptions
+    stop: tuple[str, ...]
+    logprobs: int | None
+    json_mode: bool
+    echo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """`classify` wants label probabilities of each input, otherwise vectors."""
+
+    id: str
+    adapter: str | None
+    inputs: list[str | list[int]]
+    classify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequest:
+    id: str
+
+
+Request = GenerateRequest | EncodeRequest | CancelRequest
+
+
+def parse_line(line: str) -> tuple[str | None, Request | ServeRefusal]:
+    """The id, when one can be read, and the request or why it is none."""
+    try:
+        fields = cast(object, json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return None, ServeRefusal("invalid_request", f"A request line is not JSON: {error}.")
+    if not isinstance(fields, dict):
+        return None, ServeRefusal("invalid_request", "A request line must be a JSON object.")
+    entries = cast(dict[str, Any], fields)
+    request_id = entries.get("id")
+    if not isinstance(request_id, str):
+        return None, ServeRefusal("invalid_request", "A request needs an `id` text.")
+    try:
+        return request_id, _parse(request_id, entries)
+    except ServeRefusal as refusal:
+        return request_id, refusal
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return request_id, ServeRefusal("invalid_request", f"Request {request_id} is malformed: {error!r}.")
+
+
+def _parse(request_id: str, entries: dict[str, Any]) -> Request:
+    operation = entries.get("op")
+    if operation == "cancel":
+        return CancelRequest(request_id)
+    if operation == "generate":
+        return _parse_generate(request_id, entries)
+    if operation in ("classify", "embed"):
+        return EncodeRequest(
+            request_id, entries.get("adapter"), list(entries["inputs"]), operation == "classify"
+        )
+    raise ServeRefusal(
+        "invalid_request", f"Unknown `op` {operation!r}: expected generate, classify, embed or cancel."
+    )
+
+
+def _parse_generate(request_id: str, entries: dict[str, Any]) -> GenerateRequest:
+    bias = cast(dict[str, float], entries.get("logit_bias") or {})
+    sampling = SamplingOptions(
+        temperature=float(entries.get("temperature", 1.0)),
+        top_p=float(entries.get("top_p", 1.0)),
+        seed=entries.get("seed"),
+        frequency_penalty=float(entries.get("frequency_penalty", 0.0)),
+        presence_penalty=float(entries.get("presence_penalty", 0.0)),
+        logit_bias={int(token_id): float(value) for token_id, value in bias.items()},
+    )
+    return GenerateRequest(
+        id=request_id,
+        adapter=entries.get("adapter"),
+        prompt=_parse_prompt(cast(dict[str, Any], entries["prompt"])),
+        max_tokens=entries.get("max_tokens"),
+        sampling=sampling,
+        stop=tuple(str(text) for text in entries.get("stop") or ()),
+        logprobs=entries.get("logprobs"),
+        json_mode=bool(entries.get("json_mode", False)),
+        echo=bool(entries.get("echo", False)),
+    )
+
+
+def _parse_prompt(prompt: dict[str, Any]) -> Prompt:
+    if "messages" in prompt:
+        return MessagesPrompt(list(prompt["messages"]), prompt.get("tools"))
+    if "text" in prompt:
+        return TextPrompt(str(prompt["text"]))
+    return TokensPrompt([int(token_id) for token_id in prompt["tokens"]])
