@@ -42,7 +42,14 @@ export interface Input<P, Q, B> {
   signal: AbortSignal;
 }
 
-export type Declared = Pick<Endpoint, "method" | "path" | "role"> & { pattern: RegExp };
+export interface Declared extends Pick<Endpoint, "method" | "path" | "role"> {
+  /** Matches the path of a request. */
+  pattern: RegExp;
+  /** Of a JSON answer with status 200; null for downloads. */
+  response: z.ZodType | null;
+  query: z.ZodType | null;
+  body: z.ZodType | null;
+}
 
 export interface Router {
   app: OpenAPIHono<HttpEnv>;
@@ -57,7 +64,15 @@ export function endpoint<P extends z.ZodObject = z.ZodObject, Q extends z.ZodTyp
   handle: (input: Input<z.output<P>, z.output<Q>, z.output<B>>) => Promise<object | Response>,
 ): void {
   router.app.openAPIRegistry.registerPath(document(spec));
-  router.declared.push({ method: spec.method, path: spec.path, role: spec.role, pattern: patternOf(spec.path) });
+  router.declared.push({
+    method: spec.method,
+    path: spec.path,
+    role: spec.role,
+    pattern: patternOf(spec.path),
+    response: "contentType" in spec.response ? null : spec.response,
+    query: spec.query ?? null,
+    body: spec.body ?? null,
+  });
   const path = spec.path.replaceAll(/\{(\w+)\+\}/g, ":$1{.+}").replaceAll(/\{(\w+)\}/g, ":$1");
   router.app.on(spec.method.toUpperCase(), path, async (context) => {
     const caller = context.var.caller;

@@ -2,10 +2,11 @@
  * Multipart forms, streamed: the file part goes to `sink` while it arrives, fields in either order around it.
  * Nothing but the short fields is held in memory.
  */
-import type { IncomingMessage } from "node:http";
 import { Readable } from "node:stream";
 import { Busboy, type BusboyFileStream, type BusboyHeaders, type BusboyInstance } from "@fastify/busboy";
+import type { Context } from "hono";
 import { AppError } from "../domain/error.js";
+import type { HttpEnv } from "./deps.js";
 
 export interface Form<T> {
   /** Names with brackets are objects: `expires_after[seconds]` gives `{expires_after: {seconds}}`. */
@@ -23,9 +24,11 @@ export interface FormOptions<T> {
 }
 
 /** The body as Node gave it when there is a socket (fast, with back-pressure), else as the web stream of a test. */
-export function bodyOf(request: Request, incoming: IncomingMessage | undefined): Readable {
+export function bodyOf(context: Context<HttpEnv>): Readable {
+  const incoming = context.env?.incoming;
   if (incoming !== undefined) return incoming;
-  return request.body === null ? Readable.from([]) : Readable.fromWeb(request.body as Parameters<typeof Readable.fromWeb>[0]);
+  const { body } = context.req.raw;
+  return body === null ? Readable.from([]) : Readable.fromWeb(body as Parameters<typeof Readable.fromWeb>[0]);
 }
 
 export async function readForm<T>(body: Readable, headers: { contentType: string | undefined }, options: FormOptions<T>): Promise<Form<T>> {
@@ -35,7 +38,7 @@ export async function readForm<T>(body: Readable, headers: { contentType: string
   let current: BusboyFileStream | null = null;
   let broken: unknown = null;
   const fail = (error: unknown): void => {
-    broken ??= error;
+    broken ??= error instanceof AppError ? error : endsEarly(error);
     body.unpipe(parser);
     parser.destroy();
     // Whoever reads the file part must not wait for bytes that never come.
@@ -51,23 +54,23 @@ export async function readForm<T>(body: Readable, headers: { contentType: string
       return;
     }
     current = stream;
-    file = options.sink(limited(stream, options)).then((kept) => ({ filename: baseName(filename), kept }));
+    // Without a listener of its own a torn stream would end the process.
+    stream.on("error", fail);
+    stream.on("limit", () => fail(tooLarge(options)));
+    file = options.sink(stream as AsyncIterable<Uint8Array>).then((kept) => ({ filename: baseName(filename), kept }));
     file.catch(fail);
   });
   await new Promise<void>((resolve) => {
     parser.on("finish", resolve);
     parser.on("close", resolve);
-    parser.on("error", (cause) => {
-      fail(new AppError("invalid_request", "The multipart form ends early or is malformed. Send it again whole.", { cause }));
+    const end = (error: unknown): void => {
+      fail(error);
       resolve();
-    });
-    body.on("error", (cause) => {
-      fail(new AppError("invalid_request", "The connection ended before the whole form had come. Send it again.", { cause }));
-      resolve();
-    });
+    };
+    parser.on("error", end);
+    body.on("error", end);
     body.on("close", () => {
-      if (!body.readableEnded) fail(new AppError("invalid_request", "The connection ended before the whole form had come. Send it again."));
-      if (!body.readableEnded) resolve();
+      if (!body.readableEnded) end(new Error("connection closed"));
     });
     body.pipe(parser);
   });
@@ -93,21 +96,17 @@ function openParser(contentType: string | undefined, options: { maxBytes: number
   try {
     return new Busboy({
       headers,
-      limits: { fieldNameSize: 128, fieldSize: 64 * 1024, fields: 32, files: 2, parts: 34, headerPairs: 100, fileSize: options.maxBytes + 1 },
+      limits: { fieldNameSize: 128, fieldSize: 64 * 1024, fields: 32, files: 2, parts: 34, headerPairs: 100, fileSize: options.maxBytes },
     });
   } catch (cause) {
     throw new AppError("invalid_request", "The multipart form names no boundary in its content-type. Let your HTTP library set the header.", { param: "content-type", cause });
   }
 }
 
-async function* limited(stream: BusboyFileStream, { maxBytes, fileField }: { maxBytes: number; fileField: string }): AsyncIterable<Uint8Array> {
-  for await (const chunk of stream as AsyncIterable<Uint8Array>) {
-    if (stream.bytesRead > maxBytes) {
-      throw new AppError("body_too_large", `The part "${fileField}" is larger than ${maxBytes} bytes. Send it through /v1/uploads in parts of at most 64 MB.`, { param: fileField });
-    }
-    yield chunk;
-  }
-}
+const endsEarly = (cause: unknown): AppError => new AppError("invalid_request", "The multipart form ends early or is malformed. Send it again whole.", { cause });
+
+const tooLarge = ({ maxBytes, fileField }: { maxBytes: number; fileField: string }): AppError =>
+  new AppError("body_too_large", `The part "${fileField}" is larger than ${maxBytes} bytes. Send it through /v1/uploads in parts of at most 64 MB.`, { param: fileField });
 
 /** A path in a file name is never followed; only its last step is kept, as a label. */
 function baseName(filename: string | undefined): string {

@@ -16,7 +16,7 @@ const documentedForm = fileFormSchema.extend({ file: z.string().meta({ format: "
 export function fileRoutes(router: Router): void {
   const { deps } = router;
   endpoint(router, { method: "post", path: "/v1/files", summary: "Upload a file, at most 512 MB", tag, role: "member", form: documentedForm, response: fileObjectSchema }, async ({ caller, context }) => {
-    const form = await readForm<KeptBytes>(bodyOf(context.req.raw, context.env.incoming), { contentType: context.req.header("content-type") }, {
+    const form = await readForm<KeptBytes>(bodyOf(context), { contentType: context.req.header("content-type") }, {
       fileField: "file",
       maxBytes: maxFileBytes,
       sink: (bytes) => keepBytes(deps, bytes),

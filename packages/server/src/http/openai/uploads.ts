@@ -22,7 +22,7 @@ export function uploadRoutes(router: Router): void {
     async ({ caller, context, params: { upload_id } }) => {
       const id = { projectId: caller.projectId, uploadId: upload_id };
       await openForPart(deps, id);
-      const { file } = await readForm(bodyOf(context.req.raw, context.env.incoming), { contentType: context.req.header("content-type") }, {
+      const { file } = await readForm(bodyOf(context), { contentType: context.req.header("content-type") }, {
         fileField: "data",
         maxBytes: maxPartBytes,
         sink: (body) => addPart(deps, { ...id, body }),
