@@ -6,7 +6,7 @@ against its pinned SHA-256. The model is made ready once in the cache (``FETTLE_
 ``~/.cache/fettle``) and then linked to DIR, so that several data folders share one copy. DIR appears whole or
 not at all.
 
-stdout: progress lines; with ``--json`` JSON lines ``{"type": "progress" | "ready" | "failed", ...}``.
+stdout: progress lines; with ``--json`` JSON lines whose ``type`` is progress, ready, described or failed.
 Exit code 0, or 1 after a ``failed`` line.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fettle_trainer.fetch_bundled import prepare_bundled
 from fettle_trainer.fetch_folder import is_ready, place
-from fettle_trainer.fetch_hub import prepare_from_hub
+from fettle_trainer.fetch_hub import describe_hub, prepare_from_hub
 from fettle_trainer.fetch_model import FetchError, Progress, bundled_models, cache_dir
 
 
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fettle_trainer fetch", description="Puts a base model on this disk."
     )
     parser.add_argument("name", help="a bundled model, or org/name on the Hugging Face hub")
-    parser.add_argument("--dest", type=Path, required=True, help="folder to make")
+    place_or_tell = parser.add_mutually_exclusive_group(required=True)
+    place_or_tell.add_argument("--dest", type=Path, help="folder to make")
+    place_or_tell.add_argument("--describe", action="store_true", help="only tell what the hub says of it")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of words")
     options = parser.parse_args(argv)
 
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("progress", human_line(what, done, total), done=done, total=total)
 
     try:
+        if options.describe:
+            say("described", f"{options.name} is on the hub", **describe_hub(options.name))
+            return 0
         folder = fetch(options.name, options.dest, progress)
     except FetchError as error:
         say("failed", str(error), code=error.code)
