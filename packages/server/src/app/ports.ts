@@ -196,7 +196,7 @@ export interface RunStore {
    */
   update(id: string, change: (run: Run) => { run: Run; events: NewRunEvent[] } | null, lease?: Lease): Promise<Run | null>;
   /** Appends trainer events exactly once: known `(runId, key)` are skipped. With `change`, in the same transaction. */
-  ingest(lease: Lease, input: { events: NewRunEvent[]; offset: number; checkpoints: CheckpointRecord[]; model?: ModelRecord; file?: FileRecord; change?: (run: Run) => Run }): Promise<void>;
+  ingest(lease: Lease, input: { events: NewRunEvent[]; offset: number; checkpoints: CheckpointRecord[]; goneCheckpoints?: number[]; model?: ModelRecord; file?: FileRecord; change?: (run: Run) => Run }): Promise<void>;
   /** How far the run's events file has been ingested, in bytes. */
   offset(id: string): Promise<number>;
   /**
@@ -318,6 +318,8 @@ export interface TokenLogprob {
   token: string;
   bytes: number[];
   logprob: number;
+  /** Set on the first token of an echoed prompt: nothing came before it, so `logprob` (-9999) says nothing. */
+  isFirst?: true;
   top: { token: string; bytes: number[]; logprob: number }[];
 }
 export type GenerateChunk =

@@ -1,0 +1,183 @@
+/** Checks a chat row and makes it canonical. Pure. Every fault of the row is found, not only the first. */
+import { type ChatMessage, type ChatRow, type Fault, roleSchema } from "@fettle/contract";
+import { isRecord, own, quoted, typeName } from "./fault.js";
+import { suggestion } from "./nearest.js";
+import { checkTools, readToolCalls } from "./tool-calls.js";
+
+const roles: readonly string[] = roleSchema.options;
+const messageKeys = ["role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"];
+
+/** Collects faults and what was passed over while one row is read. */
+export class RowNotes {
+  readonly faults: Fault[] = [];
+  readonly ignored: string[] = [];
+  constructor(readonly line: number) {}
+
+  fault(path: string, rule: string, message: string, fix: string): void {
+    this.faults.push({ line: this.line, path, rule, message, fix });
+  }
+}
+
+/** Null when the row has a fault. */
+export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Omit<ChatRow, "line" | "group"> | null {
+  const messages = own(value, "messages");
+  if (!Array.isArray(messages)) {
+    notes.fault("messages", "messages_not_list", `messages is ${typeName(messages)}: expected a list of messages.`, 'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].');
+    return null;
+  }
+  if (messages.length === 0) {
+    notes.fault("messages", "messages_empty", "messages is an empty list: expected at least one message.", "Add the turns, or remove the row.");
+    return null;
+  }
+  const read = messages.map((message: unknown, index) => readMessage(message, `messages[${index}]`, notes));
+  checkAnswers(messages, notes);
+  checkToolAnswers(messages, notes);
+  const tools = checkTools(value, notes);
+  if (notes.faults.length > 0) return null;
+  const whole = read.filter((message) => message !== null);
+  return { messages: whole, ...(tools === null ? {} : { tools }) };
+}
+
+function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessage | null {
+  if (!isRecord(message)) {
+    notes.fault(path, "message_not_object", `${path} is ${typeName(message)}: expected an object with role and content.`, 'Write {"role": "user", "content": "…"}.');
+    return null;
+  }
+  const role = own(message, "role");
+  const known = readRole(role, `${path}.role`, notes);
+  const toolCalls = readToolCalls(message, { path, role, notes });
+  const content = readContent(message, { path: `${path}.content`, role, hasCalls: toolCalls !== null, notes });
+  const weight = readWeight(message, `${path}.weight`, notes);
+  const name = optionalText(message, { key: "name", path, notes });
+  const toolCallId = optionalText(message, { key: "tool_call_id", path, notes });
+  for (const key of Object.keys(message)) if (!messageKeys.includes(key)) notes.ignored.push(`messages[].${key}`);
+  if (!known) return null;
+  return {
+    role: role as ChatMessage["role"],
+    content,
+    ...(name === undefined ? {} : { name }),
+    ...(weight === undefined || role !== "assistant" ? {} : { weight }),
+    ...(toolCalls === null ? {} : { tool_calls: toolCalls }),
+    ...(toolCallId === undefined ? {} : { tool_call_id: toolCallId }),
+  };
+}
+
+function readRole(role: unknown, path: string, notes: RowNotes): boolean {
+  if (role === undefined) {
+    notes.fault(path, "role_missing", `${path} is missing: expected one of ${roles.join(", ")}.`, 'Add "role": "user" or "role": "assistant".');
+    return false;
+  }
+  if (typeof role === "string" && roles.includes(role)) return true;
+  const usual: Record<string, string> = { human: "user", gpt: "assistant", bot: "assistant", model: "assistant", ai: "assistant", customer: "user" };
+  const meant = typeof role === "string" && Object.hasOwn(usual, role.toLowerCase()) ? usual[role.toLowerCase()] : undefined;
+  const near = typeof role === "string" ? suggestion(role, roles).trim() : "";
+  const fix = meant === undefined ? (near.startsWith("Did") ? near : 'Use "user" for what is asked and "assistant" for what the model should say.') : `Use "${meant}".`;
+  notes.fault(path, "role_unknown", `${path} is ${quoted(role)}: expected one of ${roles.join(", ")}.`, fix);
+  return false;
+}
+
+interface ContentPlace {
+  path: string;
+  role: unknown;
+  hasCalls: boolean;
+  notes: RowNotes;
+}
+
+function readContent(message: Record<string, unknown>, { path, role, hasCalls, notes }: ContentPlace): string | null {
+  const content = own(message, "content");
+  if (typeof content === "string") return content;
+  if (content === null || content === undefined) {
+    if (role === "assistant" && hasCalls) return null;
+    const what = content === null ? "null" : "missing";
+    notes.fault(path, "content_missing", `${path} is ${what}: expected a text.`, "Add the text, or remove the message. Only an assistant turn with tool_calls may do without.");
+    return null;
+  }
+  if (Array.isArray(content)) return joinParts(content, path, notes);
+  notes.fault(path, "content_not_text", `${path} is ${typeName(content)}: expected a text.`, "Put it in quotes; write an object as JSON text.");
+  return null;
+}
+
+/** OpenAI's list of parts; text parts are joined. Images and audio are refused, never dropped. */
+function joinParts(parts: unknown[], path: string, notes: RowNotes): string | null {
+  const texts: string[] = [];
+  for (const [index, part] of parts.entries()) {
+    const type = isRecord(part) ? own(part, "type") : undefined;
+    const text = isRecord(part) ? own(part, "text") : undefined;
+    if (type === "text" && typeof text === "string") texts.push(text);
+    else
+      notes.fault(
+        `${path}[${index}]`,
+        "content_part_unsupported",
+        `${path}[${index}] is ${type === undefined ? typeName(part) : `of type ${quoted(type)}`}: expected a part of type "text".`,
+        "Only text can be trained on: remove the part, or the row.",
+      );
+  }
+  return texts.join("");
+}
+
+function readWeight(message: Record<string, unknown>, path: string, notes: RowNotes): 0 | 1 | undefined {
+  const weight = own(message, "weight");
+  if (weight === undefined) return undefined;
+  if (weight !== 0 && weight !== 1) {
+    notes.fault(path, "weight_invalid", `${path} is ${quoted(weight)}: expected 0 or 1.`, "Use 1 to learn this turn, 0 to leave it out.");
+    return undefined;
+  }
+  if (weight === 1 && own(message, "role") !== "assistant") {
+    notes.fault(path, "weight_not_assistant", `${path} is 1 on a turn of role ${quoted(own(message, "role"))}: only assistant turns are learnt.`, "Remove the weight.");
+  }
+  return weight;
+}
+
+function optionalText(message: Record<string, unknown>, at: { key: string; path: string; notes: RowNotes }): string | undefined {
+  const value = own(message, at.key);
+  if (value === undefined || value === null) return undefined;
+  if (typeof value === "string") return value;
+  at.notes.fault(`${at.path}.${at.key}`, `${at.key}_not_text`, `${at.path}.${at.key} is ${typeName(value)}: expected a text.`, "Put it in quotes, or leave it out.");
+  return undefined;
+}
+
+const says = (message: Record<string, unknown>): boolean => {
+  const content = own(message, "content");
+  const hasText = typeof content === "string" ? content.trim() !== "" : Array.isArray(content) && content.length > 0;
+  return hasText || isRecord(own(message, "function_call")) || (Array.isArray(own(message, "tool_calls")) && (own(message, "tool_calls") as unknown[]).length > 0);
+};
+
+/** The row must end with an answer, and at least one answer must be there to learn. */
+function checkAnswers(messages: readonly unknown[], notes: RowNotes): void {
+  const last = messages.at(-1);
+  const lastRole = isRecord(last) ? own(last, "role") : undefined;
+  const answers = messages.flatMap((message, index) => (isRecord(message) && own(message, "role") === "assistant" ? [{ message, index }] : []));
+  if (answers.length === 0) {
+    notes.fault("messages", "no_assistant", "No message is from the assistant: there is nothing to learn.", 'Add a message with "role": "assistant" and the answer as content.');
+    return;
+  }
+  if (typeof lastRole === "string" && roles.includes(lastRole) && lastRole !== "assistant") {
+    const path = `messages[${messages.length - 1}].role`;
+    notes.fault(path, "last_not_assistant", `The last message is from "${lastRole}": expected "assistant", whose answer is what is learnt.`, "Add the assistant's answer, or remove what comes after it.");
+  }
+  for (const { message, index } of answers) {
+    const content = own(message, "content");
+    const empty = (typeof content === "string" && content.trim() === "") || (Array.isArray(content) && content.length === 0);
+    if (!empty || says(message) || own(message, "weight") === 0) continue;
+    notes.fault(`messages[${index}].content`, "assistant_empty", `messages[${index}].content is empty: expected what the assistant should answer.`, "Write the answer, or remove the row.");
+  }
+  if (answers.every(({ message }) => own(message, "weight") === 0)) {
+    notes.fault("messages", "nothing_to_learn", "Every assistant message has weight 0: there is nothing to learn.", "Give at least one assistant message weight 1, or remove the row.");
+  }
+}
+
+/** A tool's message answers a call made before it. */
+function checkToolAnswers(messages: readonly unknown[], notes: RowNotes): void {
+  const calls = new Set<unknown>();
+  for (const [index, message] of messages.entries()) {
+    if (!isRecord(message)) continue;
+    const made = own(message, "tool_calls");
+    if (Array.isArray(made)) for (const call of made) if (isRecord(call)) calls.add(own(call, "id"));
+    if (own(message, "role") !== "tool") continue;
+    const id = own(message, "tool_call_id");
+    if (typeof id === "string" && calls.has(id)) continue;
+    const path = `messages[${index}].tool_call_id`;
+    const what = id === undefined ? "is missing" : `is ${quoted(id)}`;
+    notes.fault(path, "tool_call_unknown", `${path} ${what}: expected the id of a tool call made earlier in this row.`, "Copy the id from the assistant's tool_calls.");
+  }
+}

@@ -1,0 +1,145 @@
+/** One parsed row of a data file -> a canonical row, or every reason why not. Pure. */
+import type { CanonicalRow, Fault, RowKind } from "@fettle/contract";
+import { readChatRow, RowNotes } from "./chat-row.js";
+import { isRecord, own, quoted, typeName } from "./fault.js";
+import { nearestName } from "./nearest.js";
+import { expectedShapes, type RowShape, shapeAdvice, shapeOf } from "./row-shape.js";
+
+export interface RowOutcome {
+  row: CanonicalRow | null;
+  faults: Fault[];
+  /** Keys that training does not use, such as `id`: counted and told. */
+  ignored: string[];
+  /** The row's own shape; null when its keys fit none. */
+  shape: RowShape | null;
+}
+
+/** Keys of a chat row besides `messages` that mean something. */
+const chatKeys = ["messages", "tools", "functions", "group", "group_id"];
+const maxLabelLength = 256;
+
+/** Remembers the shape of each set of keys, since most files have one. */
+export class RowReader {
+  readonly #shapes = new Map<string, RowShape | null>();
+
+  /** `expected`: the kind of the file's earlier rows, once known; a row of another kind is a fault. */
+  read(value: unknown, { line, expected }: { line: number; expected: RowKind | null }): RowOutcome {
+    const notes = new RowNotes(line);
+    if (!isRecord(value)) {
+      notes.fault("", "row_not_object", `The row is ${typeName(value)}: expected an object with ${expectedShapes}.`, 'Write each row as an object: {"messages": [...]}.');
+      return { row: null, faults: notes.faults, ignored: [], shape: null };
+    }
+    const keys = Object.keys(value);
+    const shape = this.#shapeOf(keys);
+    if (shape === null || (expected !== null && shape.kind !== expected)) {
+      explainShape({ keys, shape, expected }, notes);
+      return { row: null, faults: notes.faults, ignored: [], shape };
+    }
+    const row = readers[shape.kind](value, shape, notes);
+    const used = shape.kind === "chat" ? chatKeys : Object.values(shape.columns);
+    for (const key of keys) if (!used.includes(key)) notes.ignored.push(key);
+    return { row: notes.faults.length === 0 ? row : null, faults: notes.faults, ignored: notes.ignored, shape };
+  }
+
+  #shapeOf(keys: readonly string[]): RowShape | null {
+    const known = keys.join("\u0000");
+    const found = this.#shapes.get(known);
+    if (found !== undefined) return found;
+    const shape = shapeOf(keys);
+    if (this.#shapes.size < 1000 && known.length < 1000) this.#shapes.set(known, shape);
+    return shape;
+  }
+}
+
+const needed: Record<RowKind, readonly string[]> = { chat: ["messages"], pair: ["prompt", "completion"], classification: ["text", "label"] };
+
+function explainShape({ keys, shape, expected }: { keys: readonly string[]; shape: RowShape | null; expected: RowKind | null }, notes: RowNotes): void {
+  if (shape !== null && expected !== null) {
+    notes.fault("", "mixed_kinds", `This is a ${shape.kind} row, but the rows before it are ${expected} rows: expected one kind in a file.`, "Move the rows of each kind to a file of their own.");
+    return;
+  }
+  const shown = keys.length === 0 ? "no keys" : `the keys ${keys.slice(0, 8).map((key) => quoted(key)).join(", ")}${keys.length > 8 ? " …" : ""}`;
+  if (expected === null) {
+    notes.fault("", "unknown_shape", `The row has ${shown}: expected ${expectedShapes}.`, shapeAdvice(keys));
+    return;
+  }
+  const missing = needed[expected].filter((name) => !keys.some((key) => key.trim().toLowerCase() === name));
+  const [first = needed[expected][0] ?? ""] = missing;
+  const near = nearestName(first, keys);
+  notes.fault(
+    first,
+    "key_missing",
+    `The row has ${shown}: expected ${needed[expected].map((name) => `"${name}"`).join(" and ")} as in the rows before it.`,
+    near === null || near === first ? `Add "${first}", or remove the row.` : `Rename "${near.slice(0, 40)}" to "${first}".`,
+  );
+}
+
+type Read = (value: Record<string, unknown>, shape: RowShape, notes: RowNotes) => CanonicalRow | null;
+
+const readers: Record<RowKind, Read> = {
+  chat(value, shape, notes) {
+    const row = readChatRow(value, notes);
+    return row === null ? null : { line: notes.line, ...row, ...groupOf(value, shape, notes) };
+  },
+  pair(value, shape, notes) {
+    const instruction = readText(value, { shape, name: "prompt", notes });
+    const context = shape.columns["context"] === undefined ? undefined : own(value, shape.columns["context"]);
+    const completion = readText(value, { shape, name: "completion", notes });
+    if (instruction === null || completion === null) return null;
+    const prompt = typeof context === "string" && context.trim() !== "" ? `${instruction}\n\n${context}` : instruction;
+    return { line: notes.line, prompt, completion, ...groupOf(value, shape, notes) };
+  },
+  classification(value, shape, notes) {
+    const text = readText(value, { shape, name: "text", notes });
+    const pairColumn = shape.columns["text_pair"];
+    const pair = pairColumn === undefined || own(value, pairColumn) === undefined ? undefined : readText(value, { shape, name: "text_pair", notes });
+    const label = readLabel(value, shape, notes);
+    if (text === null || label === null || pair === null) return null;
+    return { line: notes.line, text, ...(pair === undefined ? {} : { text_pair: pair }), label, ...groupOf(value, shape, notes) };
+  },
+};
+
+function readText(value: Record<string, unknown>, { shape, name, notes }: { shape: RowShape; name: string; notes: RowNotes }): string | null {
+  const key = shape.columns[name] ?? name;
+  const text = own(value, key);
+  if (typeof text !== "string") {
+    notes.fault(key, `${name}_not_text`, `${key} is ${typeName(text)}: expected a text.`, "Put it in quotes, or remove the row.");
+    return null;
+  }
+  if (text.trim() === "") {
+    notes.fault(key, `${name}_empty`, `${key} is empty: expected a text.`, "Write the text, or remove the row.");
+    return null;
+  }
+  return text;
+}
+
+/** Whole numbers, true and false are labels too, by their text. */
+function readLabel(value: Record<string, unknown>, shape: RowShape, notes: RowNotes): string | null {
+  const key = shape.columns["label"] ?? "label";
+  const given = own(value, key);
+  const label = typeof given === "boolean" || Number.isSafeInteger(given) ? String(given) : given;
+  if (typeof label !== "string") {
+    notes.fault(key, "label_not_text", `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`, "Give one class name as text, or remove the row.");
+    return null;
+  }
+  const name = label.trim();
+  if (name === "") {
+    notes.fault(key, "label_empty", `${key} is empty: expected the name of a class.`, "Name the class, or remove the row.");
+    return null;
+  }
+  if (name.length > maxLabelLength) {
+    notes.fault(key, "label_too_long", `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`, "Is this the text column? Give the class a short name.");
+    return null;
+  }
+  return name;
+}
+
+function groupOf(value: Record<string, unknown>, shape: RowShape, notes: RowNotes): { group?: string } {
+  const key = shape.columns["group"];
+  const group = key === undefined ? undefined : own(value, key);
+  if (key === undefined || group === undefined || group === null || group === "") return {};
+  if (typeof group === "string" && group.length <= 1024) return { group };
+  if (Number.isSafeInteger(group)) return { group: String(group) };
+  notes.fault(key, "group_invalid", `${key} is ${typeof group === "string" ? `a text of ${group.length} characters` : typeName(group)}: expected a text of at most 1024 characters.`, "Give rows that belong together (same customer, same thread) the same short group.");
+  return {};
+}
