@@ -1,9 +1,10 @@
 /** The repository's own files, and what every house rule needs to know about one. */
 import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
-import { basename, extname, join } from "node:path";
+import { basename, extname, join, resolve } from "node:path";
 
-export const root = join(import.meta.dirname, "..");
+/** The folder to look at: this repository, or the one named on the command line. */
+export const root = resolve(process.argv[2] ?? join(import.meta.dirname, ".."));
 
 /** Tracked files and new ones git would not ignore; gone ones left out. Paths are relative, with `/`. */
 export function repositoryFiles() {

@@ -1,5 +1,5 @@
 /**
- * The house's own rules: what no bought tool checks. `node scripts/check-house.mjs` prints one line a rule and ends
+ * The house's own rules: what no bought tool checks. `node scripts/check-house.mjs [FOLDER]` prints one line a rule and ends
  * with 1 when one is broken; check.mjs runs it beside the bought ones.
  */
 import { execFileSync } from "node:child_process";
@@ -16,7 +16,10 @@ const python = files.filter((file) => file.isPython).map((file) => file.path);
 const pythonCode = () =>
   python.length === 0
     ? []
-    : execFileSync("python3", [join(root, "scripts/check_python.py"), ...python], { cwd: root, encoding: "utf8" })
+    : execFileSync("python3", [join(import.meta.dirname, "check_python.py"), ...python], {
+        cwd: root,
+        encoding: "utf8",
+      })
         .split("\n")
         .filter((line) => line !== "");
 
@@ -40,7 +43,7 @@ function dependencies() {
         found.push(`${file.path}:1 ${name} has no line in docs/decisions/0005-dependencies.md`);
   for (const file of files.filter((one) => /requirements[\w-]*\.lock$/.test(one.path)))
     for (const block of file.text.split(/\n(?=[^\s])/).filter((text) => /^[A-Za-z0-9]/.test(text)))
-      if (!block.includes("--hash=sha256:")) found.push(`${file.path}:1 ${block.split(" ")[0]} is not locked by hash`);
+      if (!block.includes("--hash=sha256:")) found.push(`${file.path}:1 ${block.split(/\s/)[0]} is not locked by hash`);
   return found;
 }
 

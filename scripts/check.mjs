@@ -36,7 +36,17 @@ const rules = {
     say: "Python types, pyright strict",
     command: () => [bin("pyright"), "-p", "trainer", "--pythonpath", bin("python")],
   },
-  types: { say: "TypeScript types, strict", command: () => [...tool("typescript", "tsc"), "--pretty", "false"] },
+  types: {
+    say: "TypeScript types, strict",
+    command: () => [
+      ...tool("typescript", "tsc"),
+      "--pretty",
+      "false",
+      "--incremental",
+      "--tsBuildInfoFile",
+      ".cache/types",
+    ],
+  },
   house: { say: "house rules", command: () => [node, "scripts/check-house.mjs"], always: true },
   dead: { say: "no dead code, no unused dependency (knip)", command: () => [...tool("knip"), "--no-progress"] },
   arrows: {
