@@ -1,6 +1,6 @@
 /** Fettle's own API under /api: runs, models, keys, status. Same words as the OpenAI surface, more facts, nothing rounded off. */
 import { z } from "zod";
-import { metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
+import { lineSchema, metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
 import { jobStatusSchema } from "./openai-jobs.js";
 import { familySchema, hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
 
@@ -16,7 +16,7 @@ export const createRunSchema = z
       .extend({ learning_rate_multiplier: z.number().positive().max(100).optional() })
       .optional()
       .describe("each value left out is chosen, with its reason as an event"),
-    suffix: z.string().min(1).max(64).nullish(),
+    suffix: lineSchema(64).min(1).nullish(),
     seed: z.number().int().min(0).max(2147483647).nullish(),
     metadata: metadataSchema.nullish(),
   })
@@ -134,7 +134,7 @@ export type ClassifyResult = z.infer<typeof classifyResultSchema>;
 
 export const createKeySchema = z
   .strictObject({
-    name: z.string().min(1).max(100),
+    name: lineSchema(100).min(1),
     role: z.enum(["admin", "member"]).default("member"),
     expires_in_days: z.number().int().min(1).max(3650).optional(),
   })

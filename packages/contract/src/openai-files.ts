@@ -1,6 +1,6 @@
 /** Files and Uploads of the OpenAI surface. Sizes in bytes. */
 import { z } from "zod";
-import { objectIdSchema, unixTimeSchema } from "./openai.js";
+import { lineSchema, objectIdSchema, unixTimeSchema } from "./openai.js";
 
 export const maxFileBytes = 512 * 1024 * 1024;
 export const maxUploadBytes = 8 * 1024 * 1024 * 1024;
@@ -14,7 +14,7 @@ export const expiresAfterSchema = z.strictObject({
   seconds: z.coerce.number().int().min(3600).max(2592000),
 });
 
-export const filenameSchema = z.string().min(1).max(255);
+export const filenameSchema = lineSchema(255).min(1);
 
 /** The fields of `POST /v1/files` beside the file itself, which is streamed and never held in memory. */
 export const fileFormSchema = z
@@ -37,7 +37,7 @@ export const fileObjectSchema = z
 export type FileObject = z.infer<typeof fileObjectSchema>;
 
 export const fileListQuerySchema = z.strictObject({
-  purpose: z.string().max(64).optional(),
+  purpose: lineSchema(64).optional(),
   limit: z.coerce.number().int().min(1).max(10000).default(10000),
   order: z.enum(["asc", "desc"]).default("desc"),
   after: objectIdSchema.optional(),
@@ -58,7 +58,7 @@ export const createUploadSchema = z
     filename: filenameSchema,
     purpose: filePurposeSchema,
     bytes: z.number().int().min(1).max(maxUploadBytes),
-    mime_type: z.string().min(1).max(255),
+    mime_type: lineSchema(255).min(1),
     expires_after: expiresAfterSchema.optional(),
   })
   .meta({ id: "CreateUpload" });

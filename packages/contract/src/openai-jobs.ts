@@ -1,6 +1,6 @@
 /** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`. */
 import { z } from "zod";
-import { metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
+import { lineSchema, metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
 import { hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
 
 const auto = z.literal("auto");
@@ -68,7 +68,7 @@ export const createJobSchema = z
     model: modelNameSchema,
     training_file: objectIdSchema,
     validation_file: objectIdSchema.nullish(),
-    suffix: z.string().min(1).max(64).nullish(),
+    suffix: lineSchema(64).min(1).nullish(),
     seed: z.number().int().min(0).max(2147483647).nullish(),
     metadata: metadataSchema.nullish(),
     integrations: z.array(integrationSchema).max(5).nullish(),

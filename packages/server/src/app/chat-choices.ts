@@ -26,6 +26,8 @@ export async function* generateChoices(
   try {
     while (pending.size > 0) {
       const { index, result } = await Promise.race(pending.values());
+      // Asked to stop: nothing more is requested from the model.
+      if (own.aborted) return;
       if (result.done) {
         pending.delete(index);
         continue;

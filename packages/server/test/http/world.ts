@@ -131,7 +131,7 @@ async function sendTo(router: Router, request: { method: string; path: string } 
   const init: Record<string, unknown> = { method, headers, ...(body !== undefined && { body: raw ? body : JSON.stringify(body), duplex: "half" }) };
   const response = await router.app.request(path, init as RequestInit);
   const text = await response.text();
-  const isJson = response.headers.get("content-type")?.startsWith("application/json") ?? false;
+  const isJson = text !== "" && (response.headers.get("content-type")?.startsWith("application/json") ?? false);
   const json: unknown = isJson ? JSON.parse(text) : undefined;
   if (isJson) checkContract(router, { method, path, status: response.status, json });
   return { status: response.status, headers: response.headers, text, json };
@@ -178,7 +178,7 @@ export class FakeInference implements Inference {
         const token = { token: text, bytes: [...Buffer.from(text)], logprob: -0.5 };
         const top = Array.from({ length: request.logprobs ?? 0 }, () => token);
         yield { type: "delta", text, logprobs: request.logprobs === null ? [] : [{ ...token, top }] };
-        if (this.hold) await Promise.race([this.hold, new Promise((resolve) => signal.addEventListener("abort", resolve))]);
+        if (this.hold && !signal.aborted) await Promise.race([this.hold, new Promise((resolve) => signal.addEventListener("abort", resolve))]);
       }
       yield { type: "end", finishReason: shown.length < words.length ? "length" : "stop", promptTokens: 7, completionTokens: shown.length };
     } finally {

@@ -1,10 +1,11 @@
-import { checkpointListQuerySchema, createJobSchema, jobCheckpointListSchema, jobEventListSchema, jobListQuerySchema, jobListSchema, jobObjectSchema, objectIdSchema } from "@fettle/contract";
+import { checkpointListQuerySchema, createJobSchema, jobCheckpointListSchema, jobEventListSchema, jobListQuerySchema, jobListSchema, jobObjectSchema, metadataSchema, objectIdSchema } from "@fettle/contract";
 import type { Context } from "hono";
 import { z } from "zod";
 import { getRun, listCheckpoints, listRunEvents, listRuns, steerRun } from "../../app/jobs.js";
 import { createJob } from "../../app/jobs-request.js";
 import type { HttpEnv } from "../deps.js";
 import { endpoint, type Router } from "../endpoint.js";
+import { parseWith } from "../parse.js";
 import { checkpointObject, eventObject, jobObject } from "./present.js";
 
 const params = z.object({ fine_tuning_job_id: objectIdSchema });
@@ -56,7 +57,7 @@ export function jobRoutes(router: Router): void {
 function metadataFilter(context: Context<HttpEnv>): Record<string, string> | undefined {
   const pairs = Object.entries(context.req.query()).flatMap(([name, value]) => {
     const key = /^metadata\[([^\]]{1,64})\]$/.exec(name)?.[1];
-    return key === undefined || value.length > 512 ? [] : [[key, value] as const];
+    return key === undefined ? [] : [[key, value] as const];
   });
-  return pairs.length === 0 ? undefined : Object.fromEntries(pairs.slice(0, 16));
+  return pairs.length === 0 ? undefined : parseWith(metadataSchema, Object.fromEntries(pairs), "query");
 }
