@@ -77,9 +77,7 @@ class Generation:
                 )
             pieces.append(text.push(vocabulary.text_bytes(token_id), entry))
         pieces.append(text.finish())
-        return Piece(
-            "".join(piece.text for piece in pieces), [entry for piece in pieces for entry in piece.logprobs]
-        )
+        return sum(pieces, start=Piece())
 
     def take(self, logits_V: Tensor) -> Piece:
         """Chooses the next token from the model's logits and returns the text that may be shown now."""
@@ -103,9 +101,9 @@ class Generation:
         if self._text.stopped:
             self.finish_reason = "stop"
         elif self._json is not None and self._json.take(token_id):
-            return _joined(piece, self._end("length" if self._json.cut else "stop"))
+            return piece + self._end("length" if self._json.cut else "stop")
         elif remaining == 1:
-            return _joined(piece, self._end("length"))
+            return piece + self._end("length")
         return piece
 
     def _show(self, token_id: int, logits_V: Tensor) -> Piece:
@@ -179,7 +177,3 @@ class _JsonGate:
                 ]
                 mask[allowed] = True
         return mask
-
-
-def _joined(first: Piece, second: Piece) -> Piece:
-    return Piece(first.text + second.text, [*first.logprobs, *second.logprobs])

@@ -14,37 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .generate import Generation
 from .generate_cache import RowCache
-from .generate_text import Piece
-from .serve_adapters import Adapter, AdapterShelf
+from .generate_job import GenerationJob, Progress, take_token, take_tokens
+from .serve_adapters import AdapterShelf
 
 PREFILL_CHUNK = 512
 # Room counted for an answer without a near limit; most answers are shorter, and memory is checked by rows anyway.
 ASSUMED_ANSWER = 1024
-
-
-@dataclass(slots=True, eq=False)
-class GenerationJob:
-    """`source_ids`: the encoder's input of a seq2seq model; empty for a decoder."""
-
-    id: str
-    adapter: Adapter | None
-    generation: Generation
-    source_ids: list[int] = field(default_factory=list[int])
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.source_ids or self.generation.prompt_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """News of one job. `error` set: the job is over and failed; otherwise `finish_reason` says whether it is over."""
-
-    job: GenerationJob
-    piece: Piece = field(default_factory=Piece)
-    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -129,13 +105,13 @@ class DecoderEngine:
             return []
         self._prefill = None
         self._bytes_per_position = prefill.cache.bytes_per_position()
-        echoed = Piece()
+        echoed = None
         if generation.options.echo:
             echoed = generation.echo(torch.cat(prefill.kept_logits_TV) if wants_all else None)
-        piece = generation.take(logits_TV[-1])
-        if generation.finish_reason is None:
+        news = take_token(prefill.job, logits_TV[-1], echoed)
+        if not news.over:
             self._join(prefill)
-        return [Progress(prefill.job, Piece(echoed.text + piece.text, [*echoed.logprobs, *piece.logprobs]))]
+        return [news]
 
     def _decode_step(self) -> list[Progress]:
         if self._cache is None:
@@ -146,19 +122,9 @@ class DecoderEngine:
         except Exception as error:
             failed, self._rows, self._cache = self._rows, [], None
             return [Progress(job, error=error) for job in failed]
-        news: list[Progress] = []
-        for row, job in enumerate(self._rows):
-            try:
-                news.append(Progress(job, job.generation.take(logits_BTV[row, -1])))
-            except Exception as error:
-                news.append(Progress(job, error=error))
-        over = {
-            id(item.job)
-            for item in news
-            if item.error is not None or item.job.generation.finish_reason is not None
-        }
-        if over:
-            self._keep([row for row, job in enumerate(self._rows) if id(job) not in over])
+        news, going_on = take_tokens(self._rows, logits_BTV[:, -1])
+        if len(going_on) < len(self._rows):
+            self._keep(going_on)
         return news
 
     def _forward(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from .generate_decoder import GenerationJob, Progress
+from .generate_job import GenerationJob, Progress, take_tokens
 from .serve_adapters import AdapterShelf
 
 
@@ -102,19 +102,9 @@ class Seq2SeqEngine:
             self._waves.remove(wave)
             return [Progress(job, error=error) for job in wave.jobs]
         wave.num_steps += 1
-        news: list[Progress] = []
-        for row, job in enumerate(wave.jobs):
-            try:
-                news.append(Progress(job, job.generation.take(logits_BV[row])))
-            except Exception as error:
-                news.append(Progress(job, error=error))
-        over = {
-            id(item.job)
-            for item in news
-            if item.error is not None or item.job.generation.finish_reason is not None
-        }
-        if over:
-            self._keep(wave, [row for row, job in enumerate(wave.jobs) if id(job) not in over])
+        news, going_on = take_tokens(wave.jobs, logits_BV)
+        if len(going_on) < len(wave.jobs):
+            self._keep(wave, going_on)
         return news
 
     def _forward(self, wave: _Wave, ids_B1: Tensor) -> Tensor:

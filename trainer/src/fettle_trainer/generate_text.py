@@ -33,6 +33,9 @@ class Piece:
     def __bool__(self) -> bool:
         return bool(self.text or self.logprobs)
 
+    def __add__(self, following: "Piece") -> "Piece":
+        return Piece(self.text + following.text, [*self.logprobs, *following.logprobs])
+
 
 @dataclass(frozen=True, slots=True)
 class _Held:
@@ -64,7 +67,7 @@ class TextStream:
         rest = self._release(len(self._pending))
         left = [held.entry for held in self._held]
         self._held.clear()
-        return Piece(last.text + rest.text, [*last.logprobs, *rest.logprobs, *left])
+        return last + rest + Piece(logprobs=left)
 
     def _add(self, text: str, entry: TokenLogprob | None) -> Piece:
         start = self._released + len(self._pending)
@@ -79,7 +82,7 @@ class TextStream:
         begun = [held.entry for held in self._held if held.start < self._released]
         self._held.clear()
         self._pending = ""
-        return Piece(shown.text, [*shown.logprobs, *begun])
+        return shown + Piece(logprobs=begun)
 
     def _first_stop(self) -> int | None:
         found = [at for at in (self._pending.find(text) for text in self._stop) if at >= 0]

@@ -43,7 +43,8 @@ from typing import Any, TextIO
 
 import torch
 
-from .generate_decoder import DecoderEngine, GenerationJob, Progress
+from .generate_decoder import DecoderEngine
+from .generate_job import GenerationJob, Progress
 from .generate_seq2seq import Seq2SeqEngine
 from .generate_text import Piece, TokenLogprob
 from .serve_adapters import AdapterShelf
@@ -139,14 +140,13 @@ class ModelProcess:
             return
         if progress.piece:
             self.write({"type": "delta", "id": job.id, **_piece_fields(progress.piece)})
-        reason = job.generation.finish_reason
-        if reason is not None:
+        if progress.finish_reason is not None:
             del self._running[job.id]
             counts = {
                 "prompt_tokens": job.num_prompt_tokens,
                 "completion_tokens": job.generation.num_completion_tokens,
             }
-            self.write({"type": "end", "id": job.id, "finish_reason": reason, **counts})
+            self.write({"type": "end", "id": job.id, "finish_reason": progress.finish_reason, **counts})
 
     def _finish_encoding(self, job: EncodeJob) -> None:
         if job.error is not None:
@@ -172,11 +172,6 @@ def _described(error: Exception) -> tuple[str, str]:
     """Code and sentence for an answer; the trace of what nobody foresaw goes to stderr."""
     if isinstance(error, ServeRefusal):
         return error.code, error.message
-    if isinstance(error, UnicodeEncodeError):
-        return (
-            "invalid_request",
-            "A text holds half of a surrogate pair, which is no character. Send well-formed Unicode.",
-        )
     traceback.print_exception(error, file=sys.stderr)
     return "inference_failed", f"The model process failed while answering: {type(error).__name__}: {error}"
 

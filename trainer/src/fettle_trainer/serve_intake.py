@@ -6,7 +6,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from .generate import Generation, GenerationOptions, Voice
-from .generate_decoder import GenerationJob
+from .generate_job import GenerationJob
 from .serve_adapters import Adapter, AdapterShelf
 from .serve_artefact import Artefact, read_artefact
 from .serve_encode import EncodeJob

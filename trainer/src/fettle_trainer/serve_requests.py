@@ -1,11 +1,16 @@
 """Requests of the serve protocol (see serve.py): a JSON line in, a frozen record out, or a ServeRefusal."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
 from .generate_sampling import SamplingOptions
 from .serve_refusal import ServeRefusal
+
+
+# An escape that may be half of a pair: tokenizers refuse it with words that help nobody.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,14 @@ def parse_line(line: str) -> tuple[str | None, Request | ServeRefusal]:
     if not isinstance(request_id, str):
         return None, ServeRefusal("invalid_request", "A request needs an `id` text.")
     try:
+        if _SURROGATE.search(line):
+            json.dumps(entries, ensure_ascii=False).encode()
         return request_id, _parse(request_id, entries)
     except ServeRefusal as refusal:
         return request_id, refusal
+    except UnicodeEncodeError:
+        message = "A text holds half of a surrogate pair, which is no character. Send well-formed Unicode."
+        return request_id, ServeRefusal("invalid_request", message)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return request_id, ServeRefusal("invalid_request", f"Request {request_id} is malformed: {error!r}.")
 
