@@ -37,7 +37,7 @@ export type Hyperparameters = z.infer<typeof hyperparametersSchema>;
 export const trainSpecSchema = z.strictObject({
   version: z.literal(1),
   run_id: z.string().min(1).max(128),
-  attempt: z.number().int().min(1).max(100),
+  attempt: z.number().int().min(1).max(1000000),
   task: taskSchema,
   method: methodSchema,
   base_model: z.strictObject({

@@ -48,6 +48,8 @@ export interface Run {
   estimate: { seconds: [number, number]; memoryBytes: number; tokens: number } | null;
   /** Trainer processes started so far. */
   attempt: number;
+  /** Trainers that died in a row without a new checkpoint between them; absent is 0. */
+  deaths?: number;
   startedAt: number | null;
   finishedAt: number | null;
   step: number;
@@ -72,7 +74,7 @@ export interface RunEvent {
   data: Record<string, unknown> | null;
 }
 
-/** A trainer that dies is started again this often before the run fails. */
+/** So many trainers may die in a row without a new checkpoint; then the run fails. */
 export const maxAttempts = 4;
 
 export type RunAction =
@@ -85,7 +87,9 @@ export type RunAction =
   | { type: "cancel_requested"; at: number }
   | { type: "resume_requested" }
   | { type: "trainer_stopped"; reason: "signal" | "disk_full"; at: number }
-  | { type: "trainer_died"; error: NonNullable<Run["error"]>; canRetry: boolean; at: number }
+  /** `progressed`: it had written a checkpoint of its own. */
+  /** `progressed`: it had written a checkpoint of its own before. */
+  | { type: "trainer_died"; error: NonNullable<Run["error"]>; canRetry: boolean; progressed: boolean; at: number }
   | { type: "succeeded"; fineTunedModel: string; resultFile: string | null; trainedTokens: number; at: number };
 
 export type Transition = { ok: true; run: Run } | { ok: false; reason: string };
@@ -130,15 +134,17 @@ export function transition(run: Run, action: RunAction): Transition {
       if (run.status !== "running") return refuse(run, "stopped", "running");
       if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
       if (action.reason === "disk_full")
-        return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "The disk is full; the last checkpoint is whole. Free space, then resume." });
-      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "Paused by request." });
-      return to(run, { status: "queued", etaAt: null });
-    case "trainer_died":
+        return to(run, { status: "paused", wanted: null, etaAt: null, deaths: 0, waiting: "The disk is full; the last checkpoint is whole. Free space, then resume." });
+      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, deaths: 0, waiting: "Paused by request." });
+      return to(run, { status: "queued", etaAt: null, deaths: 0 });
+    case "trainer_died": {
       if (run.status !== "running") return refuse(run, "restarted", "running");
       if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
       if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "Paused by request." });
-      if (action.canRetry && run.attempt < maxAttempts) return to(run, { status: "queued", etaAt: null });
-      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, etaAt: null });
+      const deaths = (action.progressed ? 0 : (run.deaths ?? 0)) + 1;
+      if (action.canRetry && deaths < maxAttempts) return to(run, { status: "queued", etaAt: null, deaths });
+      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, etaAt: null, deaths });
+    }
     case "succeeded":
       if (run.status !== "running") return refuse(run, "finished", "running");
       return to(run, { status: "succeeded", wanted: null, fineTunedModel: action.fineTunedModel, resultFile: action.resultFile, trainedTokens: action.trainedTokens, finishedAt: action.at, etaAt: null });

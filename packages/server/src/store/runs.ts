@@ -80,6 +80,7 @@ async function ingest(sql: Sql, lease: Lease, input: Ingest): Promise<void> {
   if (row === null) throw new StaleLease(`Run ${lease.runId} is gone.`);
   await appendEvents(sql, lease.runId, input.events);
   for (const checkpoint of input.checkpoints) await insertCheckpoint(sql, checkpoint);
+  if (input.goneCheckpoints?.length) await sql.run("delete from fettle.checkpoints where run_id = $1 and step = any($2)", [lease.runId, input.goneCheckpoints]);
   if (input.model) await insertModel(sql, input.model);
   if (input.file) await insertFile(sql, input.file);
   await sql.run("update fettle.runs set events_offset = greatest(events_offset, $2) where id = $1", [lease.runId, input.offset]);

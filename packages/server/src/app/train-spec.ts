@@ -1,0 +1,63 @@
+/** The specification of one attempt: everything a trainer reads. */
+import type { TrainSpec } from "@fettle/contract";
+import { AppError } from "../domain/error.js";
+import type { Run } from "../domain/job.js";
+import { resolveModel } from "./models.js";
+import type { Blobs, Catalogue, Store } from "./ports.js";
+
+export interface SpecOptions {
+  numThreads: number;
+  checkpointSeconds: number;
+}
+
+/** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
+export async function buildTrainSpec(deps: { store: Store; blobs: Blobs; catalogue: Catalogue }, run: Run, options: SpecOptions): Promise<TrainSpec> {
+  const { task, method, hyperparameters } = run;
+  if (task === null || method === null || hyperparameters === null) {
+    throw new AppError("internal_error", `Run ${run.id} was queued before its task, method and hyperparameters were resolved.`);
+  }
+  return {
+    version: 1,
+    run_id: run.id,
+    attempt: run.attempt,
+    task,
+    method,
+    base_model: await baseModel(deps, run),
+    data: await data(deps, run),
+    output_dir: deps.blobs.localPath(`runs/${run.id}`),
+    hyperparameters,
+    seed: run.seed,
+    runtime: {
+      device: "auto",
+      dtype: "auto",
+      num_threads: options.numThreads,
+      checkpoint_seconds: options.checkpointSeconds,
+      checkpoint_steps: 0,
+      keep_checkpoints: 3,
+      heartbeat_seconds: 3,
+    },
+  };
+}
+
+/** A tuned adapter is gone on from; a full tune is a base of its own. */
+async function baseModel(deps: { store: Store; blobs: Blobs; catalogue: Catalogue }, run: Run): Promise<TrainSpec["base_model"]> {
+  const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
+  const base = { name: run.baseModel, family: run.family };
+  if (model.tuned !== null && model.tuned.method !== "lora") return { ...base, path: model.tuned.artefactPath, adapter_path: null };
+  const path = model.base.path ?? (await deps.catalogue.prepare(model.base.name)).path;
+  if (path === null) throw new AppError("model_not_found", `The model "${run.baseModel}" could not be put on this disk. \`fettle models\` shows why.`, { param: "model" });
+  return { ...base, path, adapter_path: model.tuned?.artefactPath ?? null };
+}
+
+/** The split made while the run was validated, when there is one; else the files as they are. */
+async function data(deps: { store: Store; blobs: Blobs }, run: Run): Promise<TrainSpec["data"]> {
+  const training = await deps.store.files.get(run.projectId, run.trainingFile);
+  const sha256 = training?.report?.rowsSha256 ?? null;
+  if (sha256 === null) throw new AppError("file_not_usable", `The training file ${run.trainingFile} has no checked rows. Upload it again.`, { param: "training_file" });
+  return {
+    train_path: deps.blobs.localPath(`files/${run.trainingFile}/rows.jsonl`),
+    train_sha256: sha256,
+    validation_path: run.validationFile === null ? null : deps.blobs.localPath(`files/${run.validationFile}/rows.jsonl`),
+    labels: run.labels,
+  };
+}

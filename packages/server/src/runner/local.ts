@@ -1,0 +1,195 @@
+/**
+ * Trainers as processes of this machine, each in a session of its own, so that they outlive the server. All that
+ * must be known about them is in the run's folder; memory holds exit codes alone.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { closeSync, openSync, statSync, truncateSync } from "node:fs";
+import { open } from "node:fs/promises";
+import { setPriority } from "node:os";
+import type { Writable } from "node:stream";
+import type { TrainSpec } from "@fettle/contract";
+import type { Runner, RunnerState } from "../app/ports.js";
+import { AppError } from "../domain/error.js";
+import { identifyProcess, isAlive, type ProcessIdentity } from "./process-identity.js";
+import { makeFolder, type PidFile, type RunFolder, readEventLines, readPidFile, runFolder, writeJson } from "./run-folder.js";
+
+export interface LocalRunnerOptions {
+  /** `<home>/blobs/runs`. */
+  runsFolder: string;
+  /** Program and first arguments, such as `[python, "-m", "fettle_trainer"]`; `train` and the spec's path follow. */
+  command: readonly string[];
+  /** The server's environment: only `passedOn` of it reaches a trainer. */
+  environment: Readonly<Record<string, string | undefined>>;
+  /** Set for every trainer, such as PYTHONPATH. */
+  extraEnvironment?: Readonly<Record<string, string>>;
+  /** 0 to 19: how far trainers stand back for the server. */
+  niceness?: number;
+}
+
+/** Everything else stays out: API keys, hub tokens, database addresses. */
+const passedOn = ["PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES"];
+
+/**
+ * Waits for one line on descriptor 3, then becomes the trainer. The line comes when pid.json is on disk: a server
+ * killed in between leaves a closed pipe, and no trainer that nobody knows of.
+ */
+const gate = 'IFS= read -r go <&3 && [ "$go" = go ] || exit 0; exec 3<&-; exec "$@"';
+
+const maxStderrBytes = 8 * 1024 * 1024;
+
+interface Ended {
+  exitCode: number | null;
+  signal: string | null;
+}
+
+export function localRunner(options: LocalRunnerOptions): Runner {
+  return new LocalRunner(options);
+}
+
+class LocalRunner implements Runner {
+  /** Children of this server, by run: null until their end is seen. */
+  private readonly children = new Map<string, { pid: number; ended: Ended | null }>();
+
+  constructor(private readonly options: LocalRunnerOptions) {}
+
+  async start(spec: TrainSpec): Promise<{ pid: number }> {
+    const folder = runFolder(this.options.runsFolder, spec.run_id);
+    const state = await this.state(spec.run_id);
+    if (state.alive) throw new AppError("conflict", `A trainer of run ${spec.run_id} is alive (process ${state.pid}): it must end before another starts.`);
+    makeFolder(folder);
+    writeJson(folder.spec, spec);
+    const stderrFrom = stderrStart(folder);
+    const child = await this.spawnGated(folder, spec);
+    const identity = identifyProcess(child.pid);
+    if (identity === null) throw new AppError("training_failed", `The trainer of run ${spec.run_id} ended before it began.`);
+    writeJson(folder.pid, { ...identity, attempt: spec.attempt, stderrFrom } satisfies PidFile);
+    child.open();
+    return { pid: child.pid };
+  }
+
+  private async spawnGated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; open: () => void }> {
+    const stderr = openSync(folder.stderr, "a", 0o600);
+    const child = spawn("/bin/sh", ["-c", gate, "fettle-gate", ...this.options.command, "train", folder.spec], {
+      cwd: folder.path,
+      detached: true,
+      env: this.environmentFor(spec),
+      stdio: ["ignore", stderr, stderr, "pipe"],
+    });
+    closeSync(stderr);
+    const pid = await spawned(child);
+    this.children.set(spec.run_id, { pid, ended: null });
+    child.once("exit", (exitCode, signal) => {
+      this.children.set(spec.run_id, { pid, ended: { exitCode, signal } });
+      signalGroup(pid, "SIGKILL");
+    });
+    child.unref();
+    if (this.options.niceness) lowerPriority(pid, this.options.niceness);
+    const go = child.stdio[3] as Writable;
+    // A child killed before it read its line breaks the pipe; its end is seen as an exit.
+    go.on("error", () => undefined);
+    return { pid, open: () => go.end("go\n") };
+  }
+
+  private environmentFor(spec: TrainSpec): Record<string, string> {
+    const environment: Record<string, string> = {};
+    for (const name of passedOn) {
+      const value = this.options.environment[name];
+      if (value !== undefined) environment[name] = value;
+    }
+    const threads = String(spec.runtime.num_threads);
+    return {
+      ...environment,
+      HF_HUB_OFFLINE: "1",
+      TRANSFORMERS_OFFLINE: "1",
+      HF_HUB_DISABLE_TELEMETRY: "1",
+      TOKENIZERS_PARALLELISM: "false",
+      PYTHONUNBUFFERED: "1",
+      OMP_NUM_THREADS: threads,
+      MKL_NUM_THREADS: threads,
+      ...this.options.extraEnvironment,
+    };
+  }
+
+  async state(runId: string): Promise<RunnerState> {
+    const known = readPidFile(runFolder(this.options.runsFolder, runId));
+    if (known === null) return { alive: false, pid: null, exitCode: null, signal: null };
+    const child = this.children.get(runId);
+    if (child === undefined || child.pid !== known.pid) return { alive: isAlive(known), pid: known.pid, exitCode: null, signal: null };
+    // Our own child counts as alive until its exit code is here.
+    if (child.ended === null) return { alive: true, pid: known.pid, exitCode: null, signal: null };
+    return { alive: false, pid: known.pid, ...child.ended };
+  }
+
+  read(runId: string, offset: number): ReturnType<Runner["read"]> {
+    return readEventLines(runFolder(this.options.runsFolder, runId).events, offset);
+  }
+
+  /** To the trainer alone: it ends its own children after the checkpoint. */
+  async stop(runId: string): Promise<void> {
+    const trainer = this.living(runId);
+    if (trainer !== null) signalProcess(trainer.pid, "SIGTERM");
+  }
+
+  /** To the whole group, so that no child of the trainer stays behind. */
+  async kill(runId: string): Promise<void> {
+    const trainer = this.living(runId);
+    if (trainer !== null) signalGroup(trainer.pid, "SIGKILL");
+  }
+
+  /** The process, when it is certainly still the one that was started. */
+  private living(runId: string): ProcessIdentity | null {
+    const known = readPidFile(runFolder(this.options.runsFolder, runId));
+    return known !== null && isAlive(known) ? known : null;
+  }
+
+  async stderr(runId: string, maxBytes: number): Promise<string> {
+    const folder = runFolder(this.options.runsFolder, runId);
+    const from = readPidFile(folder)?.stderrFrom ?? 0;
+    const file = await open(folder.stderr, "r").catch(() => null);
+    if (file === null) return "";
+    try {
+      const { size } = await file.stat();
+      const start = Math.max(from, size - maxBytes, 0);
+      const buffer = Buffer.alloc(Math.max(0, size - start));
+      const { bytesRead } = await file.read(buffer, 0, buffer.length, start);
+      return buffer.toString("utf8", 0, bytesRead);
+    } finally {
+      await file.close();
+    }
+  }
+}
+
+/** Where this attempt's words will begin. A log that grew too large starts anew. */
+function stderrStart(folder: RunFolder): number {
+  const size = statSync(folder.stderr, { throwIfNoEntry: false })?.size ?? 0;
+  if (size <= maxStderrBytes) return size;
+  truncateSync(folder.stderr);
+  return 0;
+}
+
+function spawned(child: ChildProcess): Promise<number> {
+  return new Promise((resolve, reject) => {
+    child.once("spawn", () => resolve(child.pid ?? 0));
+    child.once("error", (cause) => reject(new AppError("training_failed", `The trainer could not be started: ${cause.message}`, { cause })));
+  });
+}
+
+function lowerPriority(pid: number, niceness: number): void {
+  try {
+    setPriority(pid, niceness);
+  } catch {
+    // Some containers forbid it; the trainer then runs at the server's priority.
+  }
+}
+
+function signalProcess(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+function signalGroup(pid: number, signal: NodeJS.Signals): void {
+  signalProcess(-pid, signal);
+}
