@@ -79,21 +79,18 @@ function guard(deps: HttpDeps): MiddlewareHandler<HttpEnv> {
       { host: headers.get("host") ?? new URL(context.req.url).host, origin: headers.get("origin"), secFetchSite: open ? null : headers.get("sec-fetch-site") },
       deps.settings.allowedHosts,
     );
-    if (!open) {
-      if (!deps.ready()) throw new AppError("database_unavailable", "The server is starting. Try again in a second.", { details: { retryAfterSeconds: 1 } });
-      context.set("caller", await authenticate(deps, presentedKey(headers)));
-    }
+    if (!open) context.set("caller", await authenticate(deps, presentedKey(headers)));
     await next();
   };
 }
 
-function openRoutes({ app, deps }: Router): void {
+function openRoutes({ app }: Router): void {
   app.openapi(createRoute({ method: "get", path: "/", summary: "The status page; it holds no data", tags: ["Status"], security: [], responses: { 200: { description: "A page.", content: { "text/html": { schema: z.string() } } } } }), (context) =>
     context.body(statusPage, 200, { "content-type": "text/html; charset=utf-8", "content-security-policy": pagePolicy }),
   );
   app.openapi(
     createRoute({ method: "get", path: "/healthz", summary: "Whether the server answers", tags: ["Status"], security: [], responses: { 200: { description: "Up.", content: { "application/json": { schema: healthSchema } } } } }),
-    (context) => context.json({ status: deps.ready() ? ("ok" as const) : ("starting" as const) }, 200),
+    (context) => context.json({ status: "ok" as const }, 200),
   );
 }
 

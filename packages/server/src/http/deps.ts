@@ -13,8 +13,6 @@ export interface HttpSettings {
 
 export interface HttpDeps extends AppDeps {
   settings: HttpSettings;
-  /** False until the database and the background work are up: /healthz says "starting", all else 503. */
-  ready: () => boolean;
 }
 
 /** What middleware leaves for handlers. `incoming` is absent in tests that call the app in memory. */

@@ -221,15 +221,3 @@ test("prototype keys in a body are unknown fields, not properties of every objec
   expect(json.error.code).toMatch(/unknown_field|not_found/);
   expect(({} as { polluted?: number }).polluted).toBeUndefined();
 });
-
-test("while the server starts, /healthz says so and the rest answers 503 to be tried again", async () => {
-  const { deps } = world;
-  const ready = deps.ready;
-  deps.ready = () => false;
-  expect((await world.send("GET", "/healthz", { key: null })).json.status).toBe("starting");
-  const { status, json, headers } = await world.send("GET", "/v1/models");
-  deps.ready = ready;
-  expect(status).toBe(503);
-  expect(json.error.code).toBe("database_unavailable");
-  expect(headers.get("x-should-retry")).toBe("true");
-});

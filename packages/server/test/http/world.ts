@@ -89,7 +89,6 @@ export async function createWorld(): Promise<World> {
     ids: systemIds,
     log,
     settings: { version: "0.1.0", startedAt: clock.now(), allowedHosts: ["fettle.example.org"], home },
-    ready: () => true,
   };
   const router = createApp(deps);
   const newKey = async (projectId: string, role: "admin" | "member" = "member"): Promise<string> => (await createKey(deps, { projectId, name: "test", role })).secret;
