@@ -1,0 +1,217 @@
+/**
+ * Our trainer beside the engines people use, on the same rows, weights and first adapter, alternating runs.
+ *
+ *   npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--probe-steps 3] [--held-out 32]
+ *
+ * For each work and each of the peer's two settings (its defaults, and the fastest of its documented flags, found by
+ * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. Measure on an idle machine:
+ * anything beside it makes thread barriers wait.
+ */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { availableParallelism, cpus, totalmem } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { cache, ourPython, peersPython, root, run, say } from "./trainer/environment.js";
+import { runOurs, runPeer, type Setting } from "./trainer/sides.js";
+import { lossDifference, median, type RunRecord, tokensPerSecond } from "./trainer/statistics.js";
+import { type Flags, hyperparametersOf, type Work, works } from "./trainer/works.js";
+
+interface Options {
+  pairs: number;
+  steps: number | null;
+  probeSteps: number;
+  heldOut: number;
+}
+
+interface Row {
+  work: string;
+  peer: string;
+  peer_flags: "defaults" | "best";
+  flags: Flags;
+  ratio: number;
+  ratio_range: [number, number];
+  rss_ratio: number;
+  loss_rel_diff: number | null;
+  same_batches: boolean;
+  tokens_per_s: number;
+  peer_tokens_per_s: number;
+  rss_bytes: number;
+  peer_rss_bytes: number;
+  first_step_s: number;
+  peer_first_step_s: number;
+  wall_s: number;
+  peer_wall_s: number;
+  roofline_fraction: number;
+  pairs: number;
+  steps: number;
+}
+
+interface Machine {
+  cpu: string;
+  threads: number;
+  memory_bytes: number;
+  gflops: { float32: number; bfloat16: number };
+}
+
+const seed = 7;
+
+async function prepare(work: Work, options: Options, numThreads: number): Promise<Setting> {
+  const parent = join(cache, "works");
+  mkdirSync(parent, { recursive: true });
+  const folder = mkdtempSync(join(parent, `${work.name}-`));
+  const rows = (options.steps ?? work.defaultSteps) * work.rowsPerStep;
+  const config = {
+    folder,
+    model: work.model,
+    task: work.task,
+    method: work.method,
+    labels: work.labels,
+    lengths: work.lengths,
+    seed,
+    epoch_seed: seed,
+    by_length: work.byLength,
+    num_rows: rows,
+    num_held_out: options.heldOut,
+    hyperparameters: hyperparametersOf(work),
+  };
+  const path = join(folder, "prepare.json");
+  writeFileSync(path, JSON.stringify(config));
+  const env = { PYTHONPATH: join(root, "trainer/src"), OMP_NUM_THREADS: String(numThreads) };
+  await run(ourPython, [join(root, "bench/trainer/prepare.py"), path], { env });
+  return { work, folder, numThreads, seed };
+}
+
+/** The flags with which the peer is fastest, by a few steps of each. */
+async function bestFlags(setting: Setting, python: string, probeSteps: number): Promise<Flags> {
+  const rates: { flags: Flags; rate: number }[] = [];
+  for (const flags of setting.work.candidates) {
+    const probe = await runPeer(setting, { python, flags, maxSteps: Math.max(2, probeSteps), evaluate: false });
+    rates.push({ flags, rate: tokensPerSecond(probe) });
+    say(`  probe ${JSON.stringify(flags)}: ${rates.at(-1)?.rate.toFixed(0)} tokens/s`);
+  }
+  const best = rates.reduce((one, other) => (other.rate > one.rate ? other : one));
+  return best.flags;
+}
+
+interface Comparison {
+  setting: Setting;
+  python: string;
+  kind: Row["peer_flags"];
+  flags: Flags;
+}
+
+async function compare({ setting, python, kind, flags }: Comparison, pairs: number, machine: Machine): Promise<Row> {
+  const { work } = setting;
+  const sameBatches = flags["train_sampling_strategy"] === "sequential";
+  const [ours, peers]: [RunRecord[], RunRecord[]] = [[], []];
+  const differences: number[] = [];
+  for (let pair = 0; pair < pairs; pair += 1) {
+    const [mine, theirs] = [
+      await runOurs(setting),
+      await runPeer(setting, { python, flags, maxSteps: 0, evaluate: true }),
+    ];
+    ours.push(mine);
+    peers.push(theirs);
+    const difference = lossDifference(mine, theirs, sameBatches);
+    if (difference !== null) differences.push(difference);
+    say(
+      `  ${work.name}, ${kind}, pair ${pair + 1}: ${tokensPerSecond(mine).toFixed(0)} and ${tokensPerSecond(theirs).toFixed(0)} tokens/s, losses ${difference === null ? "not compared" : `within ${(100 * difference).toFixed(3)} %`}`,
+    );
+  }
+  const ratios = ours.map((mine, index) => tokensPerSecond(mine) / tokensPerSecond(peers[index] as RunRecord));
+  const of = (records: RunRecord[], figure: (one: RunRecord) => number): number => median(records.map(figure));
+  const rate = of(ours, tokensPerSecond);
+  const roof = Math.max(machine.gflops.float32, machine.gflops.bfloat16) * 1e9;
+  return {
+    work: work.name,
+    peer: work.peer,
+    peer_flags: kind,
+    flags,
+    ratio: median(ratios),
+    ratio_range: [Math.min(...ratios), Math.max(...ratios)],
+    rss_ratio: of(ours, (one) => one.peakRssBytes) / of(peers, (one) => one.peakRssBytes),
+    loss_rel_diff: differences.length === 0 ? null : Math.max(...differences),
+    same_batches: sameBatches,
+    tokens_per_s: rate,
+    peer_tokens_per_s: of(peers, tokensPerSecond),
+    rss_bytes: of(ours, (one) => one.peakRssBytes),
+    peer_rss_bytes: of(peers, (one) => one.peakRssBytes),
+    first_step_s: of(ours, (one) => one.firstStepSeconds),
+    peer_first_step_s: of(peers, (one) => one.firstStepSeconds),
+    wall_s: of(ours, (one) => one.wallSeconds),
+    peer_wall_s: of(peers, (one) => one.wallSeconds),
+    roofline_fraction: (rate * 2 * work.productWeights * work.passes) / roof,
+    pairs,
+    steps: ours[0]?.steps.length ?? 0,
+  };
+}
+
+async function describeMachine(threads: number): Promise<Machine> {
+  const out = await run(ourPython, [join(root, "bench/trainer/roofline.py"), String(threads)], { capture: true });
+  const { gflops } = JSON.parse(out) as Pick<Machine, "gflops">;
+  return { cpu: cpus()[0]?.model ?? "unknown", threads, memory_bytes: totalmem(), gflops };
+}
+
+const usage =
+  "npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--probe-steps 3] [--held-out 32]";
+
+function print(rows: Row[], machine: Machine): void {
+  const { float32, bfloat16 } = machine.gflops;
+  console.log(
+    `${machine.cpu}, ${machine.threads} threads; products: fp32 ${float32.toFixed(0)}, bf16 ${bfloat16.toFixed(0)} GFLOP/s`,
+  );
+  for (const row of rows)
+    console.log(
+      `${row.work} against ${row.peer} (${row.peer_flags}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
+        `${row.tokens_per_s.toFixed(0)} and ${row.peer_tokens_per_s.toFixed(0)} tokens/s, memory ${row.rss_ratio.toFixed(2)}x, ` +
+        `first step ${row.first_step_s.toFixed(1)} and ${row.peer_first_step_s.toFixed(1)} s, losses within ${row.loss_rel_diff === null ? "?" : (100 * row.loss_rel_diff).toFixed(3)} %`,
+    );
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      json: { type: "boolean", default: false },
+      help: { type: "boolean", short: "h", default: false },
+      only: { type: "string" },
+      pairs: { type: "string", default: "5" },
+      steps: { type: "string" },
+      "probe-steps": { type: "string", default: "3" },
+      "held-out": { type: "string", default: "32" },
+    },
+  });
+  const chosen = works.filter((work) => values.only === undefined || work.name === values.only);
+  if (values.help || chosen.length === 0) {
+    say(`${usage}\nWORK is one of ${works.map((work) => work.name).join(", ")}.`);
+    process.exitCode = values.help ? 0 : 2;
+    return;
+  }
+  const steps = values.steps === undefined ? null : Number(values.steps);
+  const options = {
+    pairs: Number(values.pairs),
+    steps,
+    probeSteps: Number(values["probe-steps"]),
+    heldOut: Number(values["held-out"]),
+  };
+  const python = await peersPython();
+  const machine = await describeMachine(availableParallelism());
+  const rows: Row[] = [];
+  for (const work of chosen) {
+    say(`${work.name}: writing rows and weights`);
+    const setting = await prepare(work, options, machine.threads);
+    try {
+      const best = await bestFlags(setting, python, options.probeSteps);
+      for (const [kind, flags] of [
+        ["defaults", work.defaults],
+        ["best", best],
+      ] as const)
+        rows.push(await compare({ setting, python, kind, flags }, options.pairs, machine));
+    } finally {
+      rmSync(setting.folder, { recursive: true, force: true });
+    }
+  }
+  if (values.json) console.log(JSON.stringify({ bench: "trainer", machine, rows }));
+  else print(rows, machine);
+}
+
+await main();

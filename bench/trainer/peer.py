@@ -1,0 +1,172 @@
+"""One run of a peer: ``peer.py CONFIG.json RESULT.json``; runs in the bench's own environment.
+
+CONFIG names the folder of prepare.py, the peer and its flags. RESULT: {"steps": [{"step", "loss",
+"num_tokens" so far, "time" Unix seconds}], "held_out_loss", "peak_rss_bytes" when trained, "versions"}.
+"""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+
+IGNORED = -100
+
+
+@dataclass
+class Record(TrainerCallback):
+    """Loss and non-pad tokens of each step, at the time it ended."""
+
+    num_tokens: int = 0
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+    def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self.steps.append({"step": state.global_step, "num_tokens": self.num_tokens, "time": time.time()})
+
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+        if logs and "loss" in logs and self.steps:
+            self.steps[-1]["loss"] = float(logs["loss"])
+
+
+def counted(trainer_class: Any, record: Record) -> Any:
+    """The peer's own class, which also counts the tokens that are not padding."""
+
+    class Counted(trainer_class):
+        def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+            record.num_tokens += int(inputs["attention_mask"].sum())
+            return super().training_step(model, inputs, *rest, **more)
+
+    return Counted
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """What both peers share with our spec, then the flags of this run."""
+    chosen = config["hyperparameters"]
+    total = len(config["windows"]) * chosen["num_train_epochs"]
+    same = {
+        "output_dir": config["output_dir"],
+        "per_device_train_batch_size": chosen["per_device_train_batch_size"],
+        "gradient_accumulation_steps": chosen["gradient_accumulation_steps"],
+        "num_train_epochs": chosen["num_train_epochs"],
+        "learning_rate": chosen["learning_rate"],
+        "lr_scheduler_type": chosen["lr_scheduler_type"],
+        "warmup_steps": round(chosen["warmup_ratio"] * total),
+        "weight_decay": chosen["weight_decay"],
+        "max_grad_norm": chosen["max_grad_norm"],
+        "seed": config["seed"],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "disable_tqdm": True,
+    }
+    return {**same, **config["flags"]}
+
+
+def decoder_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: Record) -> Any:
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl import SFTConfig, SFTTrainer
+
+    folder = Path(config["folder"])
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    if config["method"] == "lora":
+        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    data = Dataset.from_list([{"input_ids": row["ids"], "labels": row["labels"]} for row in rows])
+    settings = SFTConfig(
+        **arguments(config),
+        max_length=config["hyperparameters"]["max_length"],
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return counted(SFTTrainer, record)(
+        model=model,
+        args=settings,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        callbacks=[record],
+    )
+
+
+def encoder_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: Record) -> Any:
+    from datasets import Dataset
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    folder = Path(config["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
+    data = Dataset.from_list(
+        [
+            {"input_ids": row["ids"], "attention_mask": [1] * len(row["ids"]), "labels": row["labels"]}
+            for row in rows
+        ]
+    )
+    return counted(Trainer, record)(
+        model=model,
+        args=TrainingArguments(**arguments(config)),
+        train_dataset=data,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[record],
+    )
+
+
+@torch.no_grad()
+def held_out_loss(model: Any, rows: list[dict[str, Any]], *, per_token: bool) -> float:
+    """Mean over learnt tokens, or over rows; one row at a time, so that no padding can matter."""
+    model.eval()
+    total, count = 0.0, 0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["ids"]])).logits.float()
+        if per_token:
+            targets = torch.tensor(row["labels"][1:])
+            total += float(
+                functional.cross_entropy(logits[0, :-1], targets, ignore_index=IGNORED, reduction="sum")
+            )
+            count += int((targets != IGNORED).sum())
+        else:
+            total += float(functional.cross_entropy(logits, torch.tensor([row["labels"]])))
+            count += 1
+    return total / count
+
+
+def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(config["num_threads"])
+    tokens = json.loads((Path(config["folder"]) / "tokens.json").read_text(encoding="utf-8"))
+    config["windows"] = tokens["windows"][: config["max_steps"] or None]
+    # In the order of our own batches: a peer told to read in sequence trains on the very same ones.
+    rows = [tokens["train"][row] for window in config["windows"] for row in window]
+    record = Record()
+    make = encoder_trainer if config["task"] == "classification" else decoder_trainer
+    trainer = make(config, rows, record)
+    trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    held_out = None
+    if config["evaluate"]:
+        held_out = held_out_loss(
+            trainer.model, tokens["held_out"], per_token=config["task"] != "classification"
+        )
+    names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
+    result = {
+        "steps": record.steps,
+        "held_out_loss": held_out,
+        "peak_rss_bytes": peak,
+        "versions": {name: version(name) for name in names},
+    }
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

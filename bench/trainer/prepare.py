@@ -1,0 +1,125 @@
+"""Writes once what both sides of a comparison read: base weights, rows, their token ids, the order of the
+batches, and the first adapter. ``prepare.py CONFIG.json``; runs in the trainer's own environment.
+
+Folder layout: model/, rows.jsonl, held_out.jsonl, adapter/ (LoRA alone), tokens.json
+{"train": [{"ids": [...], "labels": [...] | int}], "held_out": [...], "windows": [[row, ...], ...]}.
+"""
+
+import json
+import random
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from fettle_trainer.collate import epoch_windows
+from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from fettle_trainer.fetch import fetch
+from fettle_trainer.prompt import PromptEncoder
+from rows import RowLengths, chat_rows, classification_rows, whole_words
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+IGNORED = -100
+
+
+def make_model(config: dict[str, Any], folder: Path) -> None:
+    """The bundled model; for classification with a head drawn from the seed, dropout off on both sides."""
+    source = fetch(config["model"], folder / "bundled", lambda *_: None)
+    if config["task"] != "classification":
+        (folder / "model").symlink_to(source, target_is_directory=True)
+        return
+    torch.manual_seed(config["seed"])
+    labels = [f"class {number}" for number in range(4)]
+    settings = AutoConfig.from_pretrained(
+        source,
+        num_labels=4,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        classifier_dropout=0.0,
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(source, config=settings)
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
+
+
+def make_rows(config: dict[str, Any], folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    dice = random.Random(config["seed"])
+    words = whole_words(tokenizer, 1000)
+    make = classification_rows if config["task"] == "classification" else chat_rows
+    endless = make(words, RowLengths(**config["lengths"]), dice)
+    for name, count in (("rows", config["num_rows"]), ("held_out", config["num_held_out"])):
+        lines = [json.dumps({**row, "line": number + 1}) for number, row in enumerate(islice(endless, count))]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tokens_of(config: dict[str, Any], folder: Path, name: str) -> TokenRows:
+    """By the trainer's own tokenisation: both sides train on the same ids and learn the same positions."""
+    raw = AutoTokenizer.from_pretrained(folder / "model")
+    labels = tuple(config["labels"]) if config["labels"] else None
+    tokeniser = Tokeniser(PromptEncoder(raw), config["task"], config["hyperparameters"]["max_length"], labels)
+    cache = folder / "cache"
+    dataset = load_dataset(folder / f"{name}.jsonl", tokeniser, cache, tokenizer_sha256(folder / "model"))
+    if dataset.num_refused or dataset.num_truncated:
+        raise SystemExit(f"{name}: {dataset.num_refused} rows refused, {dataset.num_truncated} cut")
+    return dataset.rows
+
+
+def plain(config: dict[str, Any], rows: TokenRows) -> list[dict[str, Any]]:
+    if config["task"] == "classification":
+        return [
+            {"ids": rows.ids_of(row).tolist(), "labels": int(rows.labels[row])} for row in range(len(rows))
+        ]
+    found: list[dict[str, Any]] = []
+    for row in range(len(rows)):
+        ids, learnt = rows.ids_of(row).tolist(), rows.aux_of(row).tolist()
+        labels = [token if learn else IGNORED for token, learn in zip(ids, learnt, strict=True)]
+        found.append({"ids": ids, "labels": labels})
+    return found
+
+
+def make_adapter(config: dict[str, Any], folder: Path) -> None:
+    """A PEFT adapter with B = 0: both sides go on from the same A."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(config["seed"])
+    chosen = config["hyperparameters"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    settings = LoraConfig(
+        r=chosen["lora_r"],
+        lora_alpha=chosen["lora_alpha"],
+        lora_dropout=chosen["lora_dropout"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    get_peft_model(model, settings).save_pretrained(folder / "adapter")
+
+
+def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    folder = Path(config["folder"])
+    make_model(config, folder)
+    make_rows(config, folder)
+    train, held_out = tokens_of(config, folder, "rows"), tokens_of(config, folder, "held_out")
+    windows = epoch_windows(
+        train,
+        config["hyperparameters"]["per_device_train_batch_size"],
+        config["epoch_seed"],
+        by_length=config["by_length"],
+    )
+    tokens = {"train": plain(config, train), "held_out": plain(config, held_out), "windows": windows}
+    (folder / "tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
+    if config["method"] == "lora":
+        make_adapter(config, folder)
+
+
+if __name__ == "__main__":
+    main()
