@@ -48,7 +48,11 @@ export function loadConfig({ env, cwd }: ConfigSource): Config {
   const config: Config = {
     home,
     file: found?.path ?? null,
-    server: { host: values.server.host, port: portOf(variable("FETTLE_PORT")) ?? values.server.port, allowedHosts: values.server.allowed_hosts },
+    server: {
+      host: values.server.host,
+      port: portOf(variable("FETTLE_PORT")) ?? values.server.port,
+      allowedHosts: values.server.allowed_hosts,
+    },
     databaseUrl: databaseUrlOf(variable("DATABASE_URL")) ?? values.database_url,
     adminKey: variable("FETTLE_ADMIN_KEY"),
     python: variable("FETTLE_PYTHON"),
@@ -80,18 +84,27 @@ export function parseConfig(text: string, file: string): ConfigFile {
   };
   const [broken] = document.errors;
   if (broken !== undefined) {
-    throw new AppError("config_invalid", `${at(broken.pos[0])}: this is not valid YAML: ${broken.message.replace(/\.?$/, ".")} Correct the line; indent with spaces, not tabs.`);
+    throw new AppError(
+      "config_invalid",
+      `${at(broken.pos[0])}: this is not valid YAML: ${broken.message.replace(/\.?$/, ".")} Correct the line; indent with spaces, not tabs.`,
+    );
   }
   let content: unknown;
   try {
     content = document.toJS({ maxAliasCount: 100 }) ?? {};
   } catch (cause) {
-    throw new AppError("config_invalid", `${file}: the aliases of this file expand to too much. Write the values out.`, { cause });
+    throw new AppError(
+      "config_invalid",
+      `${file}: the aliases of this file expand to too much. Write the values out.`,
+      { cause },
+    );
   }
   const parsed = configSchema.safeParse(content);
   if (parsed.success) return parsed.data;
   const problems = parsed.error.issues.flatMap((issue) => explain(issue, { at, document, content }));
-  throw new AppError("config_invalid", problems.map((problem) => problem.message).join("\n"), { details: { problems } });
+  throw new AppError("config_invalid", problems.map((problem) => problem.message).join("\n"), {
+    details: { problems },
+  });
 }
 
 interface Where {
@@ -117,11 +130,19 @@ function explain(issue: z.core.$ZodIssue, where: Where): Problem[] {
   const value = valueAt(where.content, path);
   // A database address may hold a password: it is never repeated.
   const got = value === undefined ? "is missing" : name === "database_url" ? "is something else" : `is ${shown(value)}`;
-  return [{ path: name, message: `${where.at(valueOffset(where, path))}: ${name === "" ? "the file" : name} ${got}: expected ${expectation(path)}.` }];
+  return [
+    {
+      path: name,
+      message: `${where.at(valueOffset(where, path))}: ${name === "" ? "the file" : name} ${got}: expected ${expectation(path)}.`,
+    },
+  ];
 }
 
 const dotted = (path: readonly (string | number)[]): string =>
-  path.reduce<string>((text, part) => (typeof part === "number" ? `${text}[${part}]` : text === "" ? part : `${text}.${part}`), "");
+  path.reduce<string>(
+    (text, part) => (typeof part === "number" ? `${text}[${part}]` : text === "" ? part : `${text}.${part}`),
+    "",
+  );
 
 function shown(value: unknown): string {
   const text = JSON.stringify(value) ?? String(value);
@@ -129,7 +150,11 @@ function shown(value: unknown): string {
 }
 
 function valueAt(content: unknown, path: readonly (string | number)[]): unknown {
-  return path.reduce<unknown>((inside, part) => (typeof inside === "object" && inside !== null ? Object.getOwnPropertyDescriptor(inside, part)?.value : undefined), content);
+  return path.reduce<unknown>(
+    (inside, part) =>
+      typeof inside === "object" && inside !== null ? Object.getOwnPropertyDescriptor(inside, part)?.value : undefined,
+    content,
+  );
 }
 
 function valueOffset({ document }: Where, path: readonly (string | number)[]): number {
@@ -154,7 +179,9 @@ function layersAt(path: readonly (string | number)[]): z.core.$ZodType[] {
   let layers = unwrap(configSchema);
   for (const part of path) {
     const inner = layers.at(-1);
-    const definition = inner?._zod.def as { shape?: Record<string, z.core.$ZodType>; element?: z.core.$ZodType } | undefined;
+    const definition = inner?._zod.def as
+      | { shape?: Record<string, z.core.$ZodType>; element?: z.core.$ZodType }
+      | undefined;
     const next = typeof part === "number" ? definition?.element : definition?.shape?.[part];
     if (next === undefined) return layers;
     layers = unwrap(next);
@@ -187,10 +214,15 @@ function readFirst(paths: readonly string[]): { path: string; text: string } | n
     } catch (cause) {
       const reason = (cause as NodeJS.ErrnoException).code;
       if (reason === "ENOENT" || reason === "ENOTDIR") continue;
-      throw new AppError("config_invalid", `${path} cannot be read (${reason}). Make it readable, or remove it.`, { cause });
+      throw new AppError("config_invalid", `${path} cannot be read (${reason}). Make it readable, or remove it.`, {
+        cause,
+      });
     }
     if (bytes.length > maxFileBytes) {
-      throw new AppError("config_invalid", `${path} has ${bytes.length} bytes: expected at most ${maxFileBytes}. Is this the right file?`);
+      throw new AppError(
+        "config_invalid",
+        `${path} has ${bytes.length} bytes: expected at most ${maxFileBytes}. Is this the right file?`,
+      );
     }
     return { path, text: bytes.toString("utf8") };
   }
@@ -206,24 +238,34 @@ function portOf(text: string | null): number | null {
   if (text === null) return null;
   const port = Number(text);
   if (/^\d{1,5}$/.test(text) && port <= 65535) return port;
-  throw new AppError("config_invalid", `FETTLE_PORT is "${text}": expected a whole number from 0 to 65535. Set it to a free port such as 4141, or unset it.`);
+  throw new AppError(
+    "config_invalid",
+    `FETTLE_PORT is "${text}": expected a whole number from 0 to 65535. Set it to a free port such as 4141, or unset it.`,
+  );
 }
 
 function databaseUrlOf(text: string | null): string | null {
   if (text === null || /^postgres(ql)?:\/\//.test(text)) return text;
   // The value may hold a password: only its scheme is repeated.
   const scheme = /^[a-z][a-z0-9+.-]*:/i.exec(text)?.[0] ?? "no scheme";
-  throw new AppError("config_invalid", `DATABASE_URL begins with "${scheme}": expected postgres://user:password@host:5432/name. Unset it to use the embedded PostgreSQL.`);
+  throw new AppError(
+    "config_invalid",
+    `DATABASE_URL begins with "${scheme}": expected postgres://user:password@host:5432/name. Unset it to use the embedded PostgreSQL.`,
+  );
 }
 
-const isOn = (text: string | null): boolean => text !== null && !["0", "off", "no", "false"].includes(text.toLowerCase());
+const isOn = (text: string | null): boolean =>
+  text !== null && !["0", "off", "no", "false"].includes(text.toLowerCase());
 
 const loopbackHosts = ["127.0.0.1", "localhost", "::1"];
 
 function checkAdminKey({ adminKey, server }: Config): void {
   if (adminKey === null) return;
   if (/[^\x21-\x7e]/.test(adminKey)) {
-    throw new AppError("config_invalid", "FETTLE_ADMIN_KEY holds a space or a character outside ASCII: a header cannot carry it. Use letters, digits and punctuation.");
+    throw new AppError(
+      "config_invalid",
+      "FETTLE_ADMIN_KEY holds a space or a character outside ASCII: a header cannot carry it. Use letters, digits and punctuation.",
+    );
   }
   if (adminKey.length < 16 && !loopbackHosts.includes(server.host)) {
     throw new AppError(

@@ -21,12 +21,19 @@ export const rowsKey = (fileId: string): string => `files/${fileId}/rows.jsonl`;
 export const faultsKey = (fileId: string): string => `files/${fileId}/faults.jsonl`;
 
 /** Any fault makes the file `error`: a row is never dropped behind its owner's back. */
-export async function processFile(deps: ProcessFileDeps, { projectId, fileId }: { projectId: string; fileId: string }): Promise<void> {
+export async function processFile(
+  deps: ProcessFileDeps,
+  { projectId, fileId }: { projectId: string; fileId: string },
+): Promise<void> {
   const file = await deps.store.files.get(projectId, fileId);
   if (file === null || file.deletedAt !== null || file.status !== "uploaded") return;
   const original = await deps.blobs.get(originalKey(fileId));
   if (original === null) {
-    await deps.store.files.setProcessed(projectId, fileId, { status: "error", statusDetails: "The bytes of the file are gone from the disk. Upload it again.", report: null });
+    await deps.store.files.setProcessed(projectId, fileId, {
+      status: "error",
+      statusDetails: "The bytes of the file are gone from the disk. Upload it again.",
+      report: null,
+    });
     return;
   }
   try {
@@ -35,7 +42,11 @@ export async function processFile(deps: ProcessFileDeps, { projectId, fileId }: 
   } catch (error) {
     // A refusal of the whole file (an archive, an office file) is its result; anything else is retried by the caller.
     if (!(error instanceof AppError) || error.status >= 500) throw error;
-    await deps.store.files.setProcessed(projectId, fileId, { status: "error", statusDetails: error.message, report: null });
+    await deps.store.files.setProcessed(projectId, fileId, {
+      status: "error",
+      statusDetails: error.message,
+      report: null,
+    });
   }
 }
 
@@ -45,7 +56,10 @@ interface Reading {
   original: AsyncIterable<Uint8Array>;
 }
 
-async function readInto({ blobs, reader }: ProcessFileDeps, { fileId, filename, original }: Reading): Promise<DataReport> {
+async function readInto(
+  { blobs, reader }: ProcessFileDeps,
+  { fileId, filename, original }: Reading,
+): Promise<DataReport> {
   const rows = new LineSink();
   const faults = new LineSink();
   const first: Fault[] = [];
@@ -130,7 +144,10 @@ class LineSink {
 
 function verdict(fileId: string, report: DataReport): { status: "processed" | "error"; statusDetails: string | null } {
   if (report.numFaults === 0 && report.numRows === 0) {
-    return { status: "error", statusDetails: `The file holds no row: expected at least ${minTrainingRows} to train on. Check that the right file was uploaded.` };
+    return {
+      status: "error",
+      statusDetails: `The file holds no row: expected at least ${minTrainingRows} to train on. Check that the right file was uploaded.`,
+    };
   }
   if (report.numFaults === 0) return { status: "processed", statusDetails: null };
   const shown = report.faults.slice(0, 3).map(sentence).join("\n");

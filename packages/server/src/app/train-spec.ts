@@ -2,8 +2,11 @@
 import type { TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { Run } from "../domain/job.js";
+import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
+import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
 import { resolveModel } from "./models.js";
 import type { Blobs, Catalogue, Store } from "./ports.js";
+import { rowsKey } from "./process-file.js";
 
 export interface SpecOptions {
   numThreads: number;
@@ -51,13 +54,22 @@ async function baseModel(deps: { store: Store; blobs: Blobs; catalogue: Catalogu
 
 /** The split made while the run was validated, when there is one; else the files as they are. */
 async function data(deps: { store: Store; blobs: Blobs }, run: Run): Promise<TrainSpec["data"]> {
+  const held = await readHeldOut(deps.blobs, run.id);
+  if (held !== null) {
+    return {
+      train_path: deps.blobs.localPath(trainRowsKey(run.id)),
+      train_sha256: held.train_sha256,
+      validation_path: deps.blobs.localPath(validationRowsKey(run.id)),
+      labels: run.labels,
+    };
+  }
   const training = await deps.store.files.get(run.projectId, run.trainingFile);
   const sha256 = training?.report?.rowsSha256 ?? null;
   if (sha256 === null) throw new AppError("file_not_usable", `The training file ${run.trainingFile} has no checked rows. Upload it again.`, { param: "training_file" });
   return {
-    train_path: deps.blobs.localPath(`files/${run.trainingFile}/rows.jsonl`),
+    train_path: deps.blobs.localPath(rowsKey(run.trainingFile)),
     train_sha256: sha256,
-    validation_path: run.validationFile === null ? null : deps.blobs.localPath(`files/${run.validationFile}/rows.jsonl`),
+    validation_path: run.validationFile === null ? null : deps.blobs.localPath(rowsKey(run.validationFile)),
     labels: run.labels,
   };
 }

@@ -22,11 +22,21 @@ export class RowNotes {
 export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Omit<ChatRow, "line" | "group"> | null {
   const messages = own(value, "messages");
   if (!Array.isArray(messages)) {
-    notes.fault("messages", "messages_not_list", `messages is ${typeName(messages)}: expected a list of messages.`, 'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].');
+    notes.fault(
+      "messages",
+      "messages_not_list",
+      `messages is ${typeName(messages)}: expected a list of messages.`,
+      'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
+    );
     return null;
   }
   if (messages.length === 0) {
-    notes.fault("messages", "messages_empty", "messages is an empty list: expected at least one message.", "Add the turns, or remove the row.");
+    notes.fault(
+      "messages",
+      "messages_empty",
+      "messages is an empty list: expected at least one message.",
+      "Add the turns, or remove the row.",
+    );
     return null;
   }
   const read = messages.map((message: unknown, index) => readMessage(message, `messages[${index}]`, notes));
@@ -40,7 +50,12 @@ export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Om
 
 function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessage | null {
   if (!isRecord(message)) {
-    notes.fault(path, "message_not_object", `${path} is ${typeName(message)}: expected an object with role and content.`, 'Write {"role": "user", "content": "…"}.');
+    notes.fault(
+      path,
+      "message_not_object",
+      `${path} is ${typeName(message)}: expected an object with role and content.`,
+      'Write {"role": "user", "content": "…"}.',
+    );
     return null;
   }
   const role = own(message, "role");
@@ -64,14 +79,32 @@ function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessa
 
 function readRole(role: unknown, path: string, notes: RowNotes): boolean {
   if (role === undefined) {
-    notes.fault(path, "role_missing", `${path} is missing: expected one of ${roles.join(", ")}.`, 'Add "role": "user" or "role": "assistant".');
+    notes.fault(
+      path,
+      "role_missing",
+      `${path} is missing: expected one of ${roles.join(", ")}.`,
+      'Add "role": "user" or "role": "assistant".',
+    );
     return false;
   }
   if (typeof role === "string" && roles.includes(role)) return true;
-  const usual: Record<string, string> = { human: "user", gpt: "assistant", bot: "assistant", model: "assistant", ai: "assistant", customer: "user" };
-  const meant = typeof role === "string" && Object.hasOwn(usual, role.toLowerCase()) ? usual[role.toLowerCase()] : undefined;
+  const usual: Record<string, string> = {
+    human: "user",
+    gpt: "assistant",
+    bot: "assistant",
+    model: "assistant",
+    ai: "assistant",
+    customer: "user",
+  };
+  const meant =
+    typeof role === "string" && Object.hasOwn(usual, role.toLowerCase()) ? usual[role.toLowerCase()] : undefined;
   const near = typeof role === "string" ? suggestion(role, roles).trim() : "";
-  const fix = meant === undefined ? (near.startsWith("Did") ? near : 'Use "user" for what is asked and "assistant" for what the model should say.') : `Use "${meant}".`;
+  const fix =
+    meant === undefined
+      ? near.startsWith("Did")
+        ? near
+        : 'Use "user" for what is asked and "assistant" for what the model should say.'
+      : `Use "${meant}".`;
   notes.fault(path, "role_unknown", `${path} is ${quoted(role)}: expected one of ${roles.join(", ")}.`, fix);
   return false;
 }
@@ -89,11 +122,21 @@ function readContent(message: Record<string, unknown>, { path, role, hasCalls, n
   if (content === null || content === undefined) {
     if (role === "assistant" && hasCalls) return null;
     const what = content === null ? "null" : "missing";
-    notes.fault(path, "content_missing", `${path} is ${what}: expected a text.`, "Add the text, or remove the message. Only an assistant turn with tool_calls may do without.");
+    notes.fault(
+      path,
+      "content_missing",
+      `${path} is ${what}: expected a text.`,
+      "Add the text, or remove the message. Only an assistant turn with tool_calls may do without.",
+    );
     return null;
   }
   if (Array.isArray(content)) return joinParts(content, path, notes);
-  notes.fault(path, "content_not_text", `${path} is ${typeName(content)}: expected a text.`, "Put it in quotes; write an object as JSON text.");
+  notes.fault(
+    path,
+    "content_not_text",
+    `${path} is ${typeName(content)}: expected a text.`,
+    "Put it in quotes; write an object as JSON text.",
+  );
   return null;
 }
 
@@ -119,50 +162,95 @@ function readWeight(message: Record<string, unknown>, path: string, notes: RowNo
   const weight = own(message, "weight");
   if (weight === undefined) return undefined;
   if (weight !== 0 && weight !== 1) {
-    notes.fault(path, "weight_invalid", `${path} is ${quoted(weight)}: expected 0 or 1.`, "Use 1 to learn this turn, 0 to leave it out.");
+    notes.fault(
+      path,
+      "weight_invalid",
+      `${path} is ${quoted(weight)}: expected 0 or 1.`,
+      "Use 1 to learn this turn, 0 to leave it out.",
+    );
     return undefined;
   }
   if (weight === 1 && own(message, "role") !== "assistant") {
-    notes.fault(path, "weight_not_assistant", `${path} is 1 on a turn of role ${quoted(own(message, "role"))}: only assistant turns are learnt.`, "Remove the weight.");
+    notes.fault(
+      path,
+      "weight_not_assistant",
+      `${path} is 1 on a turn of role ${quoted(own(message, "role"))}: only assistant turns are learnt.`,
+      "Remove the weight.",
+    );
   }
   return weight;
 }
 
-function optionalText(message: Record<string, unknown>, at: { key: string; path: string; notes: RowNotes }): string | undefined {
+function optionalText(
+  message: Record<string, unknown>,
+  at: { key: string; path: string; notes: RowNotes },
+): string | undefined {
   const value = own(message, at.key);
   if (value === undefined || value === null) return undefined;
   if (typeof value === "string") return value;
-  at.notes.fault(`${at.path}.${at.key}`, `${at.key}_not_text`, `${at.path}.${at.key} is ${typeName(value)}: expected a text.`, "Put it in quotes, or leave it out.");
+  at.notes.fault(
+    `${at.path}.${at.key}`,
+    `${at.key}_not_text`,
+    `${at.path}.${at.key} is ${typeName(value)}: expected a text.`,
+    "Put it in quotes, or leave it out.",
+  );
   return undefined;
 }
 
 const says = (message: Record<string, unknown>): boolean => {
   const content = own(message, "content");
   const hasText = typeof content === "string" ? content.trim() !== "" : Array.isArray(content) && content.length > 0;
-  return hasText || isRecord(own(message, "function_call")) || (Array.isArray(own(message, "tool_calls")) && (own(message, "tool_calls") as unknown[]).length > 0);
+  return (
+    hasText ||
+    isRecord(own(message, "function_call")) ||
+    (Array.isArray(own(message, "tool_calls")) && (own(message, "tool_calls") as unknown[]).length > 0)
+  );
 };
 
 /** The row must end with an answer, and at least one answer must be there to learn. */
 function checkAnswers(messages: readonly unknown[], notes: RowNotes): void {
   const last = messages.at(-1);
   const lastRole = isRecord(last) ? own(last, "role") : undefined;
-  const answers = messages.flatMap((message, index) => (isRecord(message) && own(message, "role") === "assistant" ? [{ message, index }] : []));
+  const answers = messages.flatMap((message, index) =>
+    isRecord(message) && own(message, "role") === "assistant" ? [{ message, index }] : [],
+  );
   if (answers.length === 0) {
-    notes.fault("messages", "no_assistant", "No message is from the assistant: there is nothing to learn.", 'Add a message with "role": "assistant" and the answer as content.');
+    notes.fault(
+      "messages",
+      "no_assistant",
+      "No message is from the assistant: there is nothing to learn.",
+      'Add a message with "role": "assistant" and the answer as content.',
+    );
     return;
   }
   if (typeof lastRole === "string" && roles.includes(lastRole) && lastRole !== "assistant") {
     const path = `messages[${messages.length - 1}].role`;
-    notes.fault(path, "last_not_assistant", `The last message is from "${lastRole}": expected "assistant", whose answer is what is learnt.`, "Add the assistant's answer, or remove what comes after it.");
+    notes.fault(
+      path,
+      "last_not_assistant",
+      `The last message is from "${lastRole}": expected "assistant", whose answer is what is learnt.`,
+      "Add the assistant's answer, or remove what comes after it.",
+    );
   }
   for (const { message, index } of answers) {
     const content = own(message, "content");
-    const empty = (typeof content === "string" && content.trim() === "") || (Array.isArray(content) && content.length === 0);
+    const empty =
+      (typeof content === "string" && content.trim() === "") || (Array.isArray(content) && content.length === 0);
     if (!empty || says(message) || own(message, "weight") === 0) continue;
-    notes.fault(`messages[${index}].content`, "assistant_empty", `messages[${index}].content is empty: expected what the assistant should answer.`, "Write the answer, or remove the row.");
+    notes.fault(
+      `messages[${index}].content`,
+      "assistant_empty",
+      `messages[${index}].content is empty: expected what the assistant should answer.`,
+      "Write the answer, or remove the row.",
+    );
   }
   if (answers.every(({ message }) => own(message, "weight") === 0)) {
-    notes.fault("messages", "nothing_to_learn", "Every assistant message has weight 0: there is nothing to learn.", "Give at least one assistant message weight 1, or remove the row.");
+    notes.fault(
+      "messages",
+      "nothing_to_learn",
+      "Every assistant message has weight 0: there is nothing to learn.",
+      "Give at least one assistant message weight 1, or remove the row.",
+    );
   }
 }
 
@@ -178,6 +266,11 @@ function checkToolAnswers(messages: readonly unknown[], notes: RowNotes): void {
     if (typeof id === "string" && calls.has(id)) continue;
     const path = `messages[${index}].tool_call_id`;
     const what = id === undefined ? "is missing" : `is ${quoted(id)}`;
-    notes.fault(path, "tool_call_unknown", `${path} ${what}: expected the id of a tool call made earlier in this row.`, "Copy the id from the assistant's tool_calls.");
+    notes.fault(
+      path,
+      "tool_call_unknown",
+      `${path} ${what}: expected the id of a tool call made earlier in this row.`,
+      "Copy the id from the assistant's tool_calls.",
+    );
   }
 }

@@ -17,7 +17,10 @@ export function sentence(fault: Fault): string {
 export function quoted(value: unknown, length = 40): string {
   const text = typeof value === "string" ? value : (JSON.stringify(value) ?? String(value));
   const short = text.length > length ? `${text.slice(0, length)}…` : text;
-  const safe = short.replaceAll(/[\p{Cc}\p{Cs}]/gu, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`);
+  const safe = short.replaceAll(
+    /[\p{Cc}\p{Cs}]/gu,
+    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
   return typeof value === "string" ? `"${safe}"` : safe;
 }
 
@@ -31,6 +34,8 @@ export function typeName(value: unknown): string {
 }
 
 /** An own property: `__proto__` and `constructor` in a row are data, never the prototype's. */
-export const own = (value: object, key: string): unknown => (Object.hasOwn(value, key) ? (value as Record<string, unknown>)[key] : undefined);
+export const own = (value: object, key: string): unknown =>
+  Object.hasOwn(value, key) ? (value as Record<string, unknown>)[key] : undefined;
 
-export const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+export const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);

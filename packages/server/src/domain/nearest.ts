@@ -20,7 +20,11 @@ export function editDistance(a: string, b: string): number {
   return last[b.length] ?? 0;
 }
 
-const plain = (name: string): string => name.toLowerCase().replaceAll(/[^a-z0-9]/g, "").slice(0, 200);
+const plain = (name: string): string =>
+  name
+    .toLowerCase()
+    .replaceAll(/[^a-z0-9]/g, "")
+    .slice(0, 200);
 
 /** The known name most like `name`, case and punctuation aside; null when nothing is near (more than 40 % differs). */
 export function nearestName(name: string, known: Iterable<string>): string | null {

@@ -12,13 +12,24 @@ const textNames = ["text", "sentence", "content", "review", "comment", "message"
 const labelNames = ["label", "class", "category", "intent", "sentiment"];
 
 /** Tried from the top; a row is of the first shape whose names it all has. Case and spaces around a name do not matter. */
-const shapes: readonly { kind: RowKind; needs: Readonly<Record<string, readonly string[]>>; may?: Readonly<Record<string, readonly string[]>> }[] = [
+const shapes: readonly {
+  kind: RowKind;
+  needs: Readonly<Record<string, readonly string[]>>;
+  may?: Readonly<Record<string, readonly string[]>>;
+}[] = [
   { kind: "chat", needs: { messages: ["messages"] } },
   { kind: "pair", needs: { prompt: ["prompt"], completion: ["completion", "response"] } },
   { kind: "pair", needs: { prompt: ["source"], completion: ["target"] } },
   { kind: "pair", needs: { prompt: ["question"], completion: ["answer"] } },
-  { kind: "pair", needs: { prompt: ["instruction"], completion: ["output", "response"] }, may: { context: ["input", "context"] } },
-  { kind: "classification", needs: { text: ["sentence1", "premise"], text_pair: ["sentence2", "hypothesis"], label: labelNames } },
+  {
+    kind: "pair",
+    needs: { prompt: ["instruction"], completion: ["output", "response"] },
+    may: { context: ["input", "context"] },
+  },
+  {
+    kind: "classification",
+    needs: { text: ["sentence1", "premise"], text_pair: ["sentence2", "hypothesis"], label: labelNames },
+  },
   { kind: "classification", needs: { text: textNames, label: labelNames }, may: { text_pair: ["text_pair"] } },
   { kind: "pair", needs: { prompt: ["input"], completion: ["output"] } },
 ];
@@ -26,12 +37,17 @@ const shapes: readonly { kind: RowKind; needs: Readonly<Record<string, readonly 
 /** Null when the keys fit no shape. */
 export function shapeOf(keys: readonly string[]): RowShape | null {
   const actual = new Map(keys.map((key) => [key.trim().toLowerCase(), key]));
-  const find = (names: readonly string[]): string | undefined => names.map((name) => actual.get(name)).find((key) => key !== undefined);
+  const find = (names: readonly string[]): string | undefined =>
+    names.map((name) => actual.get(name)).find((key) => key !== undefined);
   for (const { kind, needs, may } of shapes) {
     const needed = Object.entries(needs).map(([ours, names]) => [ours, find(names)] as const);
     if (needed.some(([, key]) => key === undefined)) continue;
-    const optional = Object.entries({ ...may, group: ["group", "group_id"] }).map(([ours, names]) => [ours, find(names)] as const);
-    const columns = [...needed, ...optional].filter((entry): entry is readonly [string, string] => entry[1] !== undefined);
+    const optional = Object.entries({ ...may, group: ["group", "group_id"] }).map(
+      ([ours, names]) => [ours, find(names)] as const,
+    );
+    const columns = [...needed, ...optional].filter(
+      (entry): entry is readonly [string, string] => entry[1] !== undefined,
+    );
     return { kind, columns: Object.fromEntries(columns) };
   }
   return null;
@@ -45,17 +61,27 @@ export const describeShape = ({ columns }: RowShape): string =>
 
 export const expectedShapes = '"messages", or "prompt" and "completion", or "text" and "label"';
 
-const preferenceNames = ["preferred_output", "non_preferred_output", "preferred_completion", "non_preferred_completion", "chosen", "rejected"];
+const preferenceNames = [
+  "preferred_output",
+  "non_preferred_output",
+  "preferred_completion",
+  "non_preferred_completion",
+  "chosen",
+  "rejected",
+];
 
 /** What to do about keys that fit no shape: the nearest name, or why such data cannot be used yet. */
 export function shapeAdvice(keys: readonly string[]): string {
   const preference = keys.find((key) => preferenceNames.includes(key));
-  if (preference !== undefined) return `"${preference}" belongs to preference tuning (dpo), which is not built: give "messages" whose last turn is the preferred answer.`;
-  if (keys.includes("conversations")) return 'Rename "conversations" to "messages", "from" to "role" (human is "user", gpt is "assistant") and "value" to "content".';
+  if (preference !== undefined)
+    return `"${preference}" belongs to preference tuning (dpo), which is not built: give "messages" whose last turn is the preferred answer.`;
+  if (keys.includes("conversations"))
+    return 'Rename "conversations" to "messages", "from" to "role" (human is "user", gpt is "assistant") and "value" to "content".';
   const known = [...new Set(shapes.flatMap(({ needs }) => Object.values(needs).flat()))];
   for (const key of keys) {
     const near = suggestion(key, known);
-    if (near.startsWith(" Did you mean") && !known.includes(key.toLowerCase())) return `Rename the key "${key.slice(0, 40)}".${near}`;
+    if (near.startsWith(" Did you mean") && !known.includes(key.toLowerCase()))
+      return `Rename the key "${key.slice(0, 40)}".${near}`;
   }
   return `Rename the keys, or add the missing one.`;
 }

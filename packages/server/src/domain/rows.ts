@@ -26,7 +26,12 @@ export class RowReader {
   read(value: unknown, { line, expected }: { line: number; expected: RowKind | null }): RowOutcome {
     const notes = new RowNotes(line);
     if (!isRecord(value)) {
-      notes.fault("", "row_not_object", `The row is ${typeName(value)}: expected an object with ${expectedShapes}.`, 'Write each row as an object: {"messages": [...]}.');
+      notes.fault(
+        "",
+        "row_not_object",
+        `The row is ${typeName(value)}: expected an object with ${expectedShapes}.`,
+        'Write each row as an object: {"messages": [...]}.',
+      );
       return { row: null, faults: notes.faults, ignored: [], shape: null };
     }
     const keys = Object.keys(value);
@@ -51,14 +56,32 @@ export class RowReader {
   }
 }
 
-const needed: Record<RowKind, readonly string[]> = { chat: ["messages"], pair: ["prompt", "completion"], classification: ["text", "label"] };
+const needed: Record<RowKind, readonly string[]> = {
+  chat: ["messages"],
+  pair: ["prompt", "completion"],
+  classification: ["text", "label"],
+};
 
-function explainShape({ keys, shape, expected }: { keys: readonly string[]; shape: RowShape | null; expected: RowKind | null }, notes: RowNotes): void {
+function explainShape(
+  { keys, shape, expected }: { keys: readonly string[]; shape: RowShape | null; expected: RowKind | null },
+  notes: RowNotes,
+): void {
   if (shape !== null && expected !== null) {
-    notes.fault("", "mixed_kinds", `This is a ${shape.kind} row, but the rows before it are ${expected} rows: expected one kind in a file.`, "Move the rows of each kind to a file of their own.");
+    notes.fault(
+      "",
+      "mixed_kinds",
+      `This is a ${shape.kind} row, but the rows before it are ${expected} rows: expected one kind in a file.`,
+      "Move the rows of each kind to a file of their own.",
+    );
     return;
   }
-  const shown = keys.length === 0 ? "no keys" : `the keys ${keys.slice(0, 8).map((key) => quoted(key)).join(", ")}${keys.length > 8 ? " …" : ""}`;
+  const shown =
+    keys.length === 0
+      ? "no keys"
+      : `the keys ${keys
+          .slice(0, 8)
+          .map((key) => quoted(key))
+          .join(", ")}${keys.length > 8 ? " …" : ""}`;
   if (expected === null) {
     notes.fault("", "unknown_shape", `The row has ${shown}: expected ${expectedShapes}.`, shapeAdvice(keys));
     return;
@@ -70,7 +93,9 @@ function explainShape({ keys, shape, expected }: { keys: readonly string[]; shap
     first,
     "key_missing",
     `The row has ${shown}: expected ${needed[expected].map((name) => `"${name}"`).join(" and ")} as in the rows before it.`,
-    near === null || near === first ? `Add "${first}", or remove the row.` : `Rename "${near.slice(0, 40)}" to "${first}".`,
+    near === null || near === first
+      ? `Add "${first}", or remove the row.`
+      : `Rename "${near.slice(0, 40)}" to "${first}".`,
   );
 }
 
@@ -92,18 +117,35 @@ const readers: Record<RowKind, Read> = {
   classification(value, shape, notes) {
     const text = readText(value, { shape, name: "text", notes });
     const pairColumn = shape.columns["text_pair"];
-    const pair = pairColumn === undefined || own(value, pairColumn) === undefined ? undefined : readText(value, { shape, name: "text_pair", notes });
+    const pair =
+      pairColumn === undefined || own(value, pairColumn) === undefined
+        ? undefined
+        : readText(value, { shape, name: "text_pair", notes });
     const label = readLabel(value, shape, notes);
     if (text === null || label === null || pair === null) return null;
-    return { line: notes.line, text, ...(pair === undefined ? {} : { text_pair: pair }), label, ...groupOf(value, shape, notes) };
+    return {
+      line: notes.line,
+      text,
+      ...(pair === undefined ? {} : { text_pair: pair }),
+      label,
+      ...groupOf(value, shape, notes),
+    };
   },
 };
 
-function readText(value: Record<string, unknown>, { shape, name, notes }: { shape: RowShape; name: string; notes: RowNotes }): string | null {
+function readText(
+  value: Record<string, unknown>,
+  { shape, name, notes }: { shape: RowShape; name: string; notes: RowNotes },
+): string | null {
   const key = shape.columns[name] ?? name;
   const text = own(value, key);
   if (typeof text !== "string") {
-    notes.fault(key, `${name}_not_text`, `${key} is ${typeName(text)}: expected a text.`, "Put it in quotes, or remove the row.");
+    notes.fault(
+      key,
+      `${name}_not_text`,
+      `${key} is ${typeName(text)}: expected a text.`,
+      "Put it in quotes, or remove the row.",
+    );
     return null;
   }
   if (text.trim() === "") {
@@ -119,16 +161,31 @@ function readLabel(value: Record<string, unknown>, shape: RowShape, notes: RowNo
   const given = own(value, key);
   const label = typeof given === "boolean" || Number.isSafeInteger(given) ? String(given) : given;
   if (typeof label !== "string") {
-    notes.fault(key, "label_not_text", `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`, "Give one class name as text, or remove the row.");
+    notes.fault(
+      key,
+      "label_not_text",
+      `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`,
+      "Give one class name as text, or remove the row.",
+    );
     return null;
   }
   const name = label.trim();
   if (name === "") {
-    notes.fault(key, "label_empty", `${key} is empty: expected the name of a class.`, "Name the class, or remove the row.");
+    notes.fault(
+      key,
+      "label_empty",
+      `${key} is empty: expected the name of a class.`,
+      "Name the class, or remove the row.",
+    );
     return null;
   }
   if (name.length > maxLabelLength) {
-    notes.fault(key, "label_too_long", `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`, "Is this the text column? Give the class a short name.");
+    notes.fault(
+      key,
+      "label_too_long",
+      `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`,
+      "Is this the text column? Give the class a short name.",
+    );
     return null;
   }
   return name;
@@ -140,6 +197,11 @@ function groupOf(value: Record<string, unknown>, shape: RowShape, notes: RowNote
   if (key === undefined || group === undefined || group === null || group === "") return {};
   if (typeof group === "string" && group.length <= 1024) return { group };
   if (Number.isSafeInteger(group)) return { group: String(group) };
-  notes.fault(key, "group_invalid", `${key} is ${typeof group === "string" ? `a text of ${group.length} characters` : typeName(group)}: expected a text of at most 1024 characters.`, "Give rows that belong together (same customer, same thread) the same short group.");
+  notes.fault(
+    key,
+    "group_invalid",
+    `${key} is ${typeof group === "string" ? `a text of ${group.length} characters` : typeName(group)}: expected a text of at most 1024 characters.`,
+    "Give rows that belong together (same customer, same thread) the same short group.",
+  );
   return {};
 }

@@ -19,7 +19,12 @@ export function readToolCalls(message: Record<string, unknown>, { path, role, no
   if ((calls === undefined || calls === null) && (older === undefined || older === null)) return null;
   if (role !== "assistant") {
     const key = calls === undefined || calls === null ? "function_call" : "tool_calls";
-    notes.fault(`${path}.${key}`, "tool_calls_not_assistant", `${path}.${key} is on a turn of role ${quoted(role)}: only the assistant calls tools.`, "Move it to an assistant message.");
+    notes.fault(
+      `${path}.${key}`,
+      "tool_calls_not_assistant",
+      `${path}.${key} is on a turn of role ${quoted(role)}: only the assistant calls tools.`,
+      "Move it to an assistant message.",
+    );
     return null;
   }
   if (calls === undefined || calls === null) {
@@ -29,7 +34,12 @@ export function readToolCalls(message: Record<string, unknown>, { path, role, no
   }
   if (!Array.isArray(calls) || calls.length === 0) {
     const what = Array.isArray(calls) ? "an empty list" : typeName(calls);
-    notes.fault(`${path}.tool_calls`, "tool_calls_invalid", `${path}.tool_calls is ${what}: expected a list of at least one call.`, "Leave tool_calls out when no tool is called.");
+    notes.fault(
+      `${path}.tool_calls`,
+      "tool_calls_invalid",
+      `${path}.tool_calls is ${what}: expected a list of at least one call.`,
+      "Leave tool_calls out when no tool is called.",
+    );
     return null;
   }
   for (const [index, call] of calls.entries()) checkCall(call, `${path}.tool_calls[${index}]`, notes);
@@ -44,23 +54,51 @@ function checkCall(call: unknown, path: string, notes: FaultNotes): void {
     return;
   }
   const id = own(call, "id");
-  if (typeof id !== "string" || id === "") notes.fault(`${path}.id`, "tool_call_invalid", `${path}.id is ${id === "" ? "empty" : typeName(id)}: expected a text.`, callFix);
+  if (typeof id !== "string" || id === "")
+    notes.fault(
+      `${path}.id`,
+      "tool_call_invalid",
+      `${path}.id is ${id === "" ? "empty" : typeName(id)}: expected a text.`,
+      callFix,
+    );
   const type = own(call, "type");
-  if (type !== "function") notes.fault(`${path}.type`, "tool_call_invalid", `${path}.type is ${type === undefined ? "missing" : quoted(type)}: expected "function".`, callFix);
+  if (type !== "function")
+    notes.fault(
+      `${path}.type`,
+      "tool_call_invalid",
+      `${path}.type is ${type === undefined ? "missing" : quoted(type)}: expected "function".`,
+      callFix,
+    );
   checkFunction(own(call, "function"), `${path}.function`, notes);
 }
 
 function checkFunction(called: unknown, path: string, notes: FaultNotes): void {
   if (!isRecord(called)) {
-    notes.fault(path, "tool_call_invalid", `${path} is ${typeName(called)}: expected an object with name and arguments.`, callFix);
+    notes.fault(
+      path,
+      "tool_call_invalid",
+      `${path} is ${typeName(called)}: expected an object with name and arguments.`,
+      callFix,
+    );
     return;
   }
   const name = own(called, "name");
-  if (typeof name !== "string" || name === "") notes.fault(`${path}.name`, "tool_call_invalid", `${path}.name is ${name === "" ? "empty" : typeName(name)}: expected a text.`, callFix);
+  if (typeof name !== "string" || name === "")
+    notes.fault(
+      `${path}.name`,
+      "tool_call_invalid",
+      `${path}.name is ${name === "" ? "empty" : typeName(name)}: expected a text.`,
+      callFix,
+    );
   const given = own(called, "arguments");
   if (typeof given !== "string" || !isJsonObject(given)) {
     const what = typeof given === "string" ? quoted(given) : typeName(given);
-    notes.fault(`${path}.arguments`, "tool_arguments_invalid", `${path}.arguments is ${what}: expected a JSON object as text.`, 'Write the arguments as text, such as "{\\"city\\": \\"Bern\\"}".');
+    notes.fault(
+      `${path}.arguments`,
+      "tool_arguments_invalid",
+      `${path}.arguments is ${what}: expected a JSON object as text.`,
+      'Write the arguments as text, such as "{\\"city\\": \\"Bern\\"}".',
+    );
   }
 }
 
@@ -81,7 +119,12 @@ export function checkTools(row: Record<string, unknown>, notes: FaultNotes): unk
   if (tools === undefined || tools === null) return null;
   if (!Array.isArray(tools) || tools.length < 1 || tools.length > 128) {
     const what = Array.isArray(tools) ? `a list of ${tools.length}` : typeName(tools);
-    notes.fault(key, "tools_invalid", `${key} is ${what}: expected a list of 1 to 128 tools.`, `Leave ${key} out when there is no tool.`);
+    notes.fault(
+      key,
+      "tools_invalid",
+      `${key} is ${what}: expected a list of 1 to 128 tools.`,
+      `Leave ${key} out when there is no tool.`,
+    );
     return null;
   }
   const present = key === "tools" ? tools : tools.map((called: unknown) => ({ type: "function", function: called }));
@@ -91,8 +134,15 @@ export function checkTools(row: Record<string, unknown>, notes: FaultNotes): unk
     const name = isRecord(called) ? own(called, "name") : undefined;
     const parameters = isRecord(called) ? own(called, "parameters") : undefined;
     const typed = isRecord(tool) && own(tool, "type") === "function";
-    if (!typed || typeof name !== "string" || name === "") notes.fault(path, "tool_invalid", `${path} is ${quoted(tool, 60)}: expected a function with a name.`, toolFix);
-    else if (parameters !== undefined && !isRecord(parameters)) notes.fault(`${path}.parameters`, "tool_invalid", `${path}.parameters is ${typeName(parameters)}: expected a JSON Schema object.`, toolFix);
+    if (!typed || typeof name !== "string" || name === "")
+      notes.fault(path, "tool_invalid", `${path} is ${quoted(tool, 60)}: expected a function with a name.`, toolFix);
+    else if (parameters !== undefined && !isRecord(parameters))
+      notes.fault(
+        `${path}.parameters`,
+        "tool_invalid",
+        `${path}.parameters is ${typeName(parameters)}: expected a JSON Schema object.`,
+        toolFix,
+      );
   }
   return present;
 }

@@ -57,7 +57,8 @@ class CsvReading {
 
   async run(): Promise<void> {
     const delimiter = sniffDelimiter(this.source.head.toString("utf8"));
-    if (delimiter !== ",") this.rows.notices.push(`Fields are separated by ${delimiter === "\t" ? "tabs" : `"${delimiter}"`}: accepted.`);
+    if (delimiter !== ",")
+      this.rows.notices.push(`Fields are separated by ${delimiter === "\t" ? "tabs" : `"${delimiter}"`}: accepted.`);
     const parser = new Parser({
       delimiter,
       info: true,
@@ -87,11 +88,17 @@ class CsvReading {
   async *#text(): AsyncIterable<string> {
     for await (const chunk of this.source.chunks) {
       if (this.#lost) return;
-      const text = this.lines.push(chunk).map((line) => this.#checked(line)).join("");
+      const text = this.lines
+        .push(chunk)
+        .map((line) => this.#checked(line))
+        .join("");
       if (text !== "") yield text;
     }
     if (this.#lost) return;
-    const rest = this.lines.end().map((line) => this.#checked(line)).join("");
+    const rest = this.lines
+      .end()
+      .map((line) => this.#checked(line))
+      .join("");
     if (rest !== "") yield rest;
   }
 
@@ -114,16 +121,35 @@ class CsvReading {
     if (error.code === "INVALID_OPENING_QUOTE") {
       const at = Number((error as { lines?: number }).lines ?? line);
       if (this.#pending.at(-1)?.line === at) return;
-      this.#pending.push({ line: at, rule: "csv_quote", message: "There is a quote inside a field that does not begin with one.", fix: 'Put the whole field in quotes and double the quotes inside it: "say ""hi""".' });
+      this.#pending.push({
+        line: at,
+        rule: "csv_quote",
+        message: "There is a quote inside a field that does not begin with one.",
+        fix: 'Put the whole field in quotes and double the quotes inside it: "say ""hi""".',
+      });
       return;
     }
     const told: Record<string, [message: string, fix: string]> = {
-      CSV_QUOTE_NOT_CLOSED: ["A quoted field of the row that begins here is never closed.", 'Add the missing quote; a quote inside a field is written twice: "".'],
-      CSV_INVALID_CLOSING_QUOTE: ["A quoted field of the row that begins here goes on after its closing quote.", 'Double the quotes inside the field: "say ""hi"" to her".'],
-      CSV_MAX_RECORD_SIZE: [`The row that begins here has more than ${this.source.maxLineBytes.toLocaleString("en-US")} bytes.`, "Is a closing quote missing? Otherwise split the row."],
+      CSV_QUOTE_NOT_CLOSED: [
+        "A quoted field of the row that begins here is never closed.",
+        'Add the missing quote; a quote inside a field is written twice: "".',
+      ],
+      CSV_INVALID_CLOSING_QUOTE: [
+        "A quoted field of the row that begins here goes on after its closing quote.",
+        'Double the quotes inside the field: "say ""hi"" to her".',
+      ],
+      CSV_MAX_RECORD_SIZE: [
+        `The row that begins here has more than ${this.source.maxLineBytes.toLocaleString("en-US")} bytes.`,
+        "Is a closing quote missing? Otherwise split the row.",
+      ],
     };
     const [message, fix] = told[error.code] ?? [`The row cannot be read: ${error.message}.`, "Correct the row."];
-    this.#lose({ line, rule: "csv_quote", message: `${message} The rows after it cannot be told apart and were not read.`, fix });
+    this.#lose({
+      line,
+      rule: "csv_quote",
+      message: `${message} The rows after it cannot be told apart and were not read.`,
+      fix,
+    });
   }
 
   #lose(fault: Fault): void {
@@ -138,7 +164,8 @@ class CsvReading {
   }
 
   async #record(record: string[], endLine: number): Promise<void> {
-    const line = endLine - record.reduce((breaks, field) => breaks + (field.includes("\n") ? field.split("\n").length - 1 : 0), 0);
+    const line =
+      endLine - record.reduce((breaks, field) => breaks + (field.includes("\n") ? field.split("\n").length - 1 : 0), 0);
     while ((this.#badLines[0] ?? Number.POSITIVE_INFINITY) < line) this.#badLines.shift();
     const bad = (this.#badLines[0] ?? Number.POSITIVE_INFINITY) <= endLine;
     if (this.#header === null) {
@@ -151,7 +178,10 @@ class CsvReading {
       await this.rows.unreadable({
         line,
         rule: "csv_columns",
-        message: `The row has ${record.length} ${record.length === 1 ? "field" : "fields"}: expected ${header.length} as in the header (${header.slice(0, 8).map((name) => name.slice(0, 40)).join(", ")}).`,
+        message: `The row has ${record.length} ${record.length === 1 ? "field" : "fields"}: expected ${header.length} as in the header (${header
+          .slice(0, 8)
+          .map((name) => name.slice(0, 40))
+          .join(", ")}).`,
         fix: "Put a field that holds the delimiter or a line break in double quotes.",
       });
       return;
@@ -165,15 +195,25 @@ class CsvReading {
     const twice = names.find((name, index) => name !== "" && names.indexOf(name) !== index);
     if (twice !== undefined) {
       this.#stopped = true;
-      await this.rows.fault({ line, rule: "csv_duplicate_column", message: `The header names the column ${quoted(twice)} twice.`, fix: "Rename one of them." });
+      await this.rows.fault({
+        line,
+        rule: "csv_duplicate_column",
+        message: `The header names the column ${quoted(twice)} twice.`,
+        fix: "Rename one of them.",
+      });
       return;
     }
     const shape = shapeOf(names);
     if (shape !== null && shape.kind !== "chat") return;
     this.#stopped = true;
-    const found = names.slice(0, 8).map((name) => quoted(name)).join(", ");
+    const found = names
+      .slice(0, 8)
+      .map((name) => quoted(name))
+      .join(", ");
     const message =
-      shape === null ? `The header has the columns ${found}: expected "text" and "label", or "prompt" and "completion".` : `The header has a column "messages": chat rows cannot be read from CSV.`;
+      shape === null
+        ? `The header has the columns ${found}: expected "text" and "label", or "prompt" and "completion".`
+        : `The header has a column "messages": chat rows cannot be read from CSV.`;
     const fix = shape === null ? shapeAdvice(names) : `Write one JSON object a line with ${expectedShapes}.`;
     await this.rows.fault({ line, rule: "unknown_shape", message, fix });
   }
@@ -183,5 +223,11 @@ function nulFault({ bytes, number }: Line): Fault | null {
   const at = bytes.indexOf(0);
   if (at === -1) return null;
   const column = [...bytes.subarray(0, at).toString("utf8")].length + 1;
-  return { line: number, column, rule: "text_nul", message: "The text holds a NUL character.", fix: "Remove it: no tokenizer or database keeps it." };
+  return {
+    line: number,
+    column,
+    rule: "text_nul",
+    message: "The text holds a NUL character.",
+    fix: "Remove it: no tokenizer or database keeps it.",
+  };
 }

@@ -31,12 +31,14 @@ export async function asUtf8(source: AsyncIterable<Uint8Array>): Promise<Utf8Str
   async function* rest(): AsyncIterable<Buffer> {
     try {
       if (body.length > 0) yield body;
-      for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) yield asBuffer(next.value);
+      for (let next = await iterator.next(); next.done !== true; next = await iterator.next())
+        yield asBuffer(next.value);
     } finally {
       await iterator.return?.();
     }
   }
-  if (encoding === "utf-8" || encoding === "utf-8-bom") return { encoding, head: body.subarray(0, sniffBytes), chunks: rest() };
+  if (encoding === "utf-8" || encoding === "utf-8-bom")
+    return { encoding, head: body.subarray(0, sniffBytes), chunks: rest() };
   const evenHead = body.subarray(0, Math.min(sniffBytes, body.length) & ~1);
   const head = Buffer.from(new Utf16Decoder(encoding).push(evenHead));
   return { encoding, head, chunks: decodeUtf16(rest(), encoding) };
@@ -49,8 +51,10 @@ function sniff(first: Buffer): { encoding: Encoding; bomBytes: number } {
   if (first[0] === 0xff && first[1] === 0xfe) return { encoding: "utf-16le", bomBytes: 2 };
   if (first[0] === 0xfe && first[1] === 0xff) return { encoding: "utf-16be", bomBytes: 2 };
   // Without a mark: an ASCII character and a NUL side by side, as in `{\0"\0`, is UTF-16 and never UTF-8 text.
-  if (isAscii(first[0]) && first[1] === 0 && isAscii(first[2]) && first[3] === 0) return { encoding: "utf-16le", bomBytes: 0 };
-  if (first[0] === 0 && isAscii(first[1]) && first[2] === 0 && isAscii(first[3])) return { encoding: "utf-16be", bomBytes: 0 };
+  if (isAscii(first[0]) && first[1] === 0 && isAscii(first[2]) && first[3] === 0)
+    return { encoding: "utf-16le", bomBytes: 0 };
+  if (first[0] === 0 && isAscii(first[1]) && first[2] === 0 && isAscii(first[3]))
+    return { encoding: "utf-16be", bomBytes: 0 };
   return { encoding: "utf-8", bomBytes: 0 };
 }
 
@@ -95,14 +99,28 @@ function encodeUnits(units: Buffer): Buffer {
   const text = units.toString("utf16le");
   if (!/\p{Cs}/u.test(text)) return Buffer.from(text);
   const pieces = text.split(/\p{Cs}/u);
-  return Buffer.concat(pieces.flatMap((piece, index) => (index === 0 ? [Buffer.from(piece)] : [invalidByte, Buffer.from(piece)])));
+  return Buffer.concat(
+    pieces.flatMap((piece, index) => (index === 0 ? [Buffer.from(piece)] : [invalidByte, Buffer.from(piece)])),
+  );
 }
 
 const magics: readonly { bytes: readonly number[]; name: string; fix: string }[] = [
   { bytes: [0x1f, 0x8b], name: "a gzip archive", fix: "Unpack it with gunzip, then upload the file inside." },
-  { bytes: [0x50, 0x4b, 0x03, 0x04], name: "a zip archive or an Excel or Word file", fix: "Unpack it, or save the sheet as CSV UTF-8." },
-  { bytes: [0x28, 0xb5, 0x2f, 0xfd], name: "a zstd archive", fix: "Unpack it with unzstd, then upload the file inside." },
-  { bytes: [0x50, 0x41, 0x52, 0x31], name: "a Parquet file", fix: "Write it as JSONL: pandas.read_parquet(…).to_json(…, orient='records', lines=True)." },
+  {
+    bytes: [0x50, 0x4b, 0x03, 0x04],
+    name: "a zip archive or an Excel or Word file",
+    fix: "Unpack it, or save the sheet as CSV UTF-8.",
+  },
+  {
+    bytes: [0x28, 0xb5, 0x2f, 0xfd],
+    name: "a zstd archive",
+    fix: "Unpack it with unzstd, then upload the file inside.",
+  },
+  {
+    bytes: [0x50, 0x41, 0x52, 0x31],
+    name: "a Parquet file",
+    fix: "Write it as JSONL: pandas.read_parquet(…).to_json(…, orient='records', lines=True).",
+  },
   { bytes: [0x25, 0x50, 0x44, 0x46], name: "a PDF", fix: "Upload rows as JSONL or CSV." },
 ];
 
@@ -111,5 +129,7 @@ export function refuseBinary(head: Buffer): void {
   const found = magics.find(({ bytes }) => bytes.every((byte, index) => head[index] === byte));
   if (found === undefined) return;
   const message = `The file is ${found.name}: expected JSONL or CSV text.`;
-  throw new AppError("invalid_training_file", `${message} ${found.fix}`, { details: { faults: [{ rule: "binary_file", message, fix: found.fix }] } });
+  throw new AppError("invalid_training_file", `${message} ${found.fix}`, {
+    details: { faults: [{ rule: "binary_file", message, fix: found.fix }] },
+  });
 }

@@ -56,7 +56,12 @@ export class ArraySplitter {
   end(): Element[] {
     if (this.#state === "after") return [];
     const rest = this.#state === "inside" ? [this.#take()] : [];
-    this.#fault(this.#line, "array_not_closed", "The JSON array is not closed: the file ends before its ].", "Was the file cut off? Add the missing ], or write one object a line without brackets.");
+    this.#fault(
+      this.#line,
+      "array_not_closed",
+      "The JSON array is not closed: the file ends before its ].",
+      "Was the file cut off? Add the missing ], or write one object a line without brackets.",
+    );
     return rest;
   }
 
@@ -68,12 +73,23 @@ export class ArraySplitter {
     }
     if (this.#state === "after") {
       if (this.faults.at(-1)?.rule !== "array_trailing") {
-        this.#fault(this.#line, "array_trailing", "There is more text after the ] that closes the array.", "Put every row inside one array, or write one object a line without brackets.");
+        this.#fault(
+          this.#line,
+          "array_trailing",
+          "There is more text after the ] that closes the array.",
+          "Put every row inside one array, or write one object a line without brackets.",
+        );
       }
       return false;
     }
     if (byte === 0x5d) {
-      if (this.#state === "element") this.#fault(this.#line, "array_comma", "There is a comma before the ] that closes the array.", "Remove the comma.");
+      if (this.#state === "element")
+        this.#fault(
+          this.#line,
+          "array_comma",
+          "There is a comma before the ] that closes the array.",
+          "Remove the comma.",
+        );
       this.#state = "after";
       return false;
     }
@@ -116,7 +132,12 @@ export class ArraySplitter {
   }
 
   #take(): Element {
-    const element = { ...this.#begins, bytes: Buffer.concat(this.#parts), length: this.#length, tooLong: this.#length > this.#maxBytes };
+    const element = {
+      ...this.#begins,
+      bytes: Buffer.concat(this.#parts),
+      length: this.#length,
+      tooLong: this.#length > this.#maxBytes,
+    };
     this.#parts = [];
     this.#length = 0;
     this.#depth = 0;

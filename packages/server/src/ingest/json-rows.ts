@@ -54,8 +54,14 @@ interface Located {
   column: number;
 }
 
-async function readValue({ bytes, length, tooLong, line, column }: Located, source: JsonSource, rows: RowCollector): Promise<void> {
-  const fault = tooLong ? tooLongFault(line, length, source.maxLineBytes) : (utf8Fault(bytes, line, source.fromUtf16) ?? syntaxFault(bytes, line, column));
+async function readValue(
+  { bytes, length, tooLong, line, column }: Located,
+  source: JsonSource,
+  rows: RowCollector,
+): Promise<void> {
+  const fault = tooLong
+    ? tooLongFault(line, length, source.maxLineBytes)
+    : (utf8Fault(bytes, line, source.fromUtf16) ?? syntaxFault(bytes, line, column));
   if (fault !== null) {
     await rows.unreadable(fault);
     return;

@@ -52,9 +52,15 @@ class Scanner {
     }
     if (this.#expect === "nothing") return;
     const open = this.#open.at(-1);
-    if (open === undefined) this.#fail(bytes.length, "json_syntax", "There is no JSON value here.", "Write an object, or remove the line.");
+    if (open === undefined)
+      this.#fail(bytes.length, "json_syntax", "There is no JSON value here.", "Write an object, or remove the line.");
     const what = open.keys === null ? "list" : "object";
-    this.#fail(bytes.length, "json_syntax", `The JSON ends too early: the ${what} that opens at column ${columnOf(bytes, open.offset)} is not closed.`, `Add the missing ${open.keys === null ? "]" : "}"}; each row must be whole on one line.`);
+    this.#fail(
+      bytes.length,
+      "json_syntax",
+      `The JSON ends too early: the ${what} that opens at column ${columnOf(bytes, open.offset)} is not closed.`,
+      `Add the missing ${open.keys === null ? "]" : "}"}; each row must be whole on one line.`,
+    );
   }
 
   #token(byte: number): void {
@@ -62,8 +68,10 @@ class Scanner {
     if (expect === "nothing") this.#trailing(byte);
     if (byte === quote && (expect === "key" || expect === "key_or_end")) return this.#key();
     if (expect === "colon") return byte === 0x3a ? this.#punctuation("value") : this.#unexpected('":" after the key');
-    if (byte === 0x7d && (expect === "key_or_end" || (expect === "comma_or_end" && this.#inObject()))) return this.#close();
-    if (byte === 0x5d && (expect === "value_or_end" || (expect === "comma_or_end" && !this.#inObject()))) return this.#close();
+    if (byte === 0x7d && (expect === "key_or_end" || (expect === "comma_or_end" && this.#inObject())))
+      return this.#close();
+    if (byte === 0x5d && (expect === "value_or_end" || (expect === "comma_or_end" && !this.#inObject())))
+      return this.#close();
     if (expect === "comma_or_end") {
       if (byte === 0x2c) return this.#punctuation(this.#inObject() ? "key" : "value");
       this.#unexpected(this.#inObject() ? '"," or "}"' : '"," or "]"');
@@ -92,7 +100,12 @@ class Scanner {
 
   #openAt(byte: number): void {
     if (this.#open.length >= maxDepth) {
-      this.#fail(this.#at, "json_too_deep", `The JSON is nested more than ${maxDepth} levels deep.`, "Flatten the row; a chat row needs about four levels.");
+      this.#fail(
+        this.#at,
+        "json_too_deep",
+        `The JSON is nested more than ${maxDepth} levels deep.`,
+        "Flatten the row; a chat row needs about four levels.",
+      );
     }
     this.#open.push({ keys: byte === 0x7b ? new Set() : null, offset: this.#at });
     this.#punctuation(byte === 0x7b ? "key_or_end" : "value_or_end");
@@ -112,11 +125,18 @@ class Scanner {
     const start = this.#at;
     const escaped = this.#string();
     const raw = this.bytes.toString("latin1", start + 1, this.#at - 1);
-    const key = escaped ? Buffer.from(JSON.parse(this.bytes.toString("utf8", start, this.#at)) as string).toString("latin1") : raw;
+    const key = escaped
+      ? Buffer.from(JSON.parse(this.bytes.toString("utf8", start, this.#at)) as string).toString("latin1")
+      : raw;
     const keys = this.#open.at(-1)?.keys;
     if (keys?.has(key) === true) {
       const shown = this.bytes.toString("utf8", start, Math.min(this.#at, start + 60));
-      this.#fail(start, "json_duplicate_key", `The key ${shown} is given twice in one object.`, "Keep one of them: readers differ in which one they take.");
+      this.#fail(
+        start,
+        "json_duplicate_key",
+        `The key ${shown} is given twice in one object.`,
+        "Keep one of them: readers differ in which one they take.",
+      );
     }
     keys?.add(key);
     this.#expect = "colon";
@@ -141,11 +161,17 @@ class Scanner {
         at += 1;
       }
     }
-    return this.#fail(this.#at, "json_syntax", "The text that begins here has no closing quote.", 'Add the missing ", or write a quote inside the text as \\".');
+    return this.#fail(
+      this.#at,
+      "json_syntax",
+      "The text that begins here has no closing quote.",
+      'Add the missing ", or write a quote inside the text as \\".',
+    );
   }
 
   #controlCharacter(at: number, byte: number): never {
-    if (byte === 0) this.#fail(at, "text_nul", "The text holds a NUL character.", "Remove it: no tokenizer or database keeps it.");
+    if (byte === 0)
+      this.#fail(at, "text_nul", "The text holds a NUL character.", "Remove it: no tokenizer or database keeps it.");
     const hex = byte.toString(16).padStart(2, "0");
     const name = byte === 0x09 ? "tab" : byte === 0x0a || byte === 0x0d ? "line break" : `control character 0x${hex}`;
     const write = { 9: "\\t", 10: "\\n", 13: "\\r" }[byte] ?? `\\u00${hex}`;
@@ -157,20 +183,42 @@ class Scanner {
     const letter = this.bytes.toString("latin1", at + 1, at + 2);
     if (letter !== "u") {
       if (letter !== "" && '"\\/bfnrt'.includes(letter)) return at + 2;
-      this.#fail(at, "json_syntax", `There is an unknown escape "\\${letter}" in a text.`, "Write a backslash itself as \\\\.");
+      this.#fail(
+        at,
+        "json_syntax",
+        `There is an unknown escape "\\${letter}" in a text.`,
+        "Write a backslash itself as \\\\.",
+      );
     }
     const unit = this.#hex(at);
-    if (unit === 0) this.#fail(at, "text_nul", "The text holds a NUL character (\\u0000).", "Remove it: no tokenizer or database keeps it.");
+    if (unit === 0)
+      this.#fail(
+        at,
+        "text_nul",
+        "The text holds a NUL character (\\u0000).",
+        "Remove it: no tokenizer or database keeps it.",
+      );
     if (unit < 0xd800 || unit > 0xdfff) return at + 6;
     const paired = unit <= 0xdbff && this.bytes.toString("latin1", at + 6, at + 8) === "\\u";
     const second = paired ? this.#hex(at + 6) : 0;
     if (second >= 0xdc00 && second <= 0xdfff) return at + 12;
-    return this.#fail(at, "text_half_surrogate", "The text holds half of a surrogate pair, which is no character.", "Write the character itself, or both halves, or remove it.");
+    return this.#fail(
+      at,
+      "text_half_surrogate",
+      "The text holds half of a surrogate pair, which is no character.",
+      "Write the character itself, or both halves, or remove it.",
+    );
   }
 
   #hex(at: number): number {
     const digits = this.bytes.toString("latin1", at + 2, at + 6);
-    if (!/^[0-9a-fA-F]{4}$/.test(digits)) this.#fail(at, "json_syntax", "A \\u escape needs four hexadecimal digits.", "Write it like \\u00e9, or write the character itself.");
+    if (!/^[0-9a-fA-F]{4}$/.test(digits))
+      this.#fail(
+        at,
+        "json_syntax",
+        "A \\u escape needs four hexadecimal digits.",
+        "Write it like \\u00e9, or write the character itself.",
+      );
     return Number.parseInt(digits, 16);
   }
 
@@ -178,7 +226,13 @@ class Scanner {
     const match = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?(?![\w.+-])/.exec(this.#ahead(400));
     const text = match?.[0];
     if (text === undefined) this.#badWord();
-    if (!Number.isFinite(Number(text))) this.#fail(this.#at, "json_number", `The number ${text.slice(0, 40)} is too large.`, "Write it as a text, or remove it.");
+    if (!Number.isFinite(Number(text)))
+      this.#fail(
+        this.#at,
+        "json_number",
+        `The number ${text.slice(0, 40)} is too large.`,
+        "Write it as a text, or remove it.",
+      );
     this.#at += text.length;
     this.#after();
   }
@@ -194,15 +248,41 @@ class Scanner {
     const word = /^[-+]?[\w.+-]+/.exec(this.#ahead(400))?.[0];
     if (word === undefined) this.#unexpected("a value");
     const json = { True: "true", False: "false", None: "null", undefined: "null" }[word];
-    if (json !== undefined) this.#fail(this.#at, "json_syntax", `"${word}" is not JSON.`, `Write ${json}. In Python, write rows with json.dumps.`);
-    if (/^[-+]?(nan|inf|infinity)$/i.test(word)) this.#fail(this.#at, "json_number", `"${word}" is not JSON: expected a number, a text or null.`, "Write null, or leave the key out.");
+    if (json !== undefined)
+      this.#fail(
+        this.#at,
+        "json_syntax",
+        `"${word}" is not JSON.`,
+        `Write ${json}. In Python, write rows with json.dumps.`,
+      );
+    if (/^[-+]?(nan|inf|infinity)$/i.test(word))
+      this.#fail(
+        this.#at,
+        "json_number",
+        `"${word}" is not JSON: expected a number, a text or null.`,
+        "Write null, or leave the key out.",
+      );
     const short = word.slice(0, 40);
-    this.#fail(this.#at, "json_syntax", `"${short}" is not a JSON value.`, /^[-+.\d]/.test(word) ? "Write the number plainly, such as 12 or -0.5, or put it in quotes." : "Put text in double quotes.");
+    this.#fail(
+      this.#at,
+      "json_syntax",
+      `"${short}" is not a JSON value.`,
+      /^[-+.\d]/.test(word)
+        ? "Write the number plainly, such as 12 or -0.5, or put it in quotes."
+        : "Put text in double quotes.",
+    );
   }
 
   #trailing(byte: number): never {
     const message = `There is more text after the end of the row, beginning with ${this.#found()}.`;
-    this.#fail(this.#at, "json_syntax", message, byte === 0x2c ? "Remove the comma at the end of the line: JSONL has none between rows." : "Write one object a line, and nothing else.");
+    this.#fail(
+      this.#at,
+      "json_syntax",
+      message,
+      byte === 0x2c
+        ? "Remove the comma at the end of the line: JSONL has none between rows."
+        : "Write one object a line, and nothing else.",
+    );
   }
 
   #unexpected(expected: string): never {
@@ -223,7 +303,11 @@ class Scanner {
   #found(): string {
     const [character = ""] = this.bytes.toString("utf8", this.#at, this.#at + 4);
     const code = character.codePointAt(0) ?? 0;
-    return code < 0x20 || code === 0x7f ? `the control character 0x${code.toString(16).padStart(2, "0")}` : character === '"' ? "a quote" : `"${character}"`;
+    return code < 0x20 || code === 0x7f
+      ? `the control character 0x${code.toString(16).padStart(2, "0")}`
+      : character === '"'
+        ? "a quote"
+        : `"${character}"`;
   }
 
   #fail(offset: number, rule: string, message: string, fix: string): never {

@@ -8,7 +8,9 @@ import { RowCollector } from "./row-collector.js";
 import { defaultMaxLineBytes } from "./text-checks.js";
 
 /** `maxLineBytes` bounds one row, and with it the memory. */
-export function dataReader({ maxLineBytes }: { maxLineBytes: number } = { maxLineBytes: defaultMaxLineBytes }): DataReader {
+export function dataReader(
+  { maxLineBytes }: { maxLineBytes: number } = { maxLineBytes: defaultMaxLineBytes },
+): DataReader {
   return {
     async read(source, filename, sink) {
       const { encoding, head, chunks } = await asUtf8(source);
@@ -18,7 +20,8 @@ export function dataReader({ maxLineBytes }: { maxLineBytes: number } = { maxLin
       const format = formatOf(head, filename);
       const text = { chunks, head, fromUtf16: encoding.startsWith("utf-16"), maxLineBytes };
       if (format === "json-array") await readJsonArray(text, rows);
-      else rows.notices.push(...endingNotices(await (format === "csv" ? readCsv(text, rows) : readJsonLines(text, rows))));
+      else
+        rows.notices.push(...endingNotices(await (format === "csv" ? readCsv(text, rows) : readJsonLines(text, rows))));
       return rows.report(format);
     },
   };

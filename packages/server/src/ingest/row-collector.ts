@@ -48,7 +48,9 @@ export class RowCollector {
       const renamed = Object.entries(shape.columns).some(([ours, theirs]) => ours !== theirs);
       if (renamed) this.notices.push(`Columns: ${describeShape(shape)}.`);
     }
-    for (const name of ignored) if (this.#ignored.size < maxIgnoredNames || this.#ignored.has(name)) this.#ignored.set(name, (this.#ignored.get(name) ?? 0) + 1);
+    for (const name of ignored)
+      if (this.#ignored.size < maxIgnoredNames || this.#ignored.has(name))
+        this.#ignored.set(name, (this.#ignored.get(name) ?? 0) + 1);
     for (const fault of faults) await this.fault(fault);
     if (row === null) return;
     if ("label" in row && !(await this.#countLabel(row.label, line))) return;
@@ -75,20 +77,36 @@ export class RowCollector {
   }
 
   report(format: DataReport["format"]): Omit<DataReport, "faults" | "rowsSha256"> {
-    const labels = this.#kind === "classification" ? Object.fromEntries([...this.#labels].sort(([a], [b]) => (a < b ? -1 : 1))) : null;
+    const labels =
+      this.#kind === "classification"
+        ? Object.fromEntries([...this.#labels].sort(([a], [b]) => (a < b ? -1 : 1)))
+        : null;
     const notices = [...this.notices, ...this.#lookAlikes()];
     if (this.#ignored.size > 0) {
-      const names = [...this.#ignored].map(([name, count]) => `${name.slice(0, 60)} (${count} ${count === 1 ? "row" : "rows"})`);
+      const names = [...this.#ignored].map(
+        ([name, count]) => `${name.slice(0, 60)} (${count} ${count === 1 ? "row" : "rows"})`,
+      );
       notices.push(`Not used for training: ${names.join(", ")}.`);
     }
-    return { format, kind: this.#kind, numRows: this.numRows, numUsable: this.numUsable, numFaults: this.numFaults, notices, labels };
+    return {
+      format,
+      kind: this.#kind,
+      numRows: this.numRows,
+      numUsable: this.numUsable,
+      numFaults: this.numFaults,
+      notices,
+      labels,
+    };
   }
 
   /** Labels that differ in case alone are most often one class written twice. */
   #lookAlikes(): string[] {
     const byPlain = groupByPlain(this.#labels.keys());
     const alike = [...byPlain.values()].filter((names) => names.length > 1).slice(0, 5);
-    return alike.map((names) => `The labels ${names.map((name) => `"${name}"`).join(" and ")} differ only in case: they are kept as different classes.`);
+    return alike.map(
+      (names) =>
+        `The labels ${names.map((name) => `"${name}"`).join(" and ")} differ only in case: they are kept as different classes.`,
+    );
   }
 }
 

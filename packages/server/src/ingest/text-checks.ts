@@ -20,8 +20,12 @@ export function utf8Fault(bytes: Buffer, line: number, fromUtf16: boolean): Faul
   const offset = firstInvalid(bytes);
   const text = bytes.subarray(0, offset).toString("utf8");
   const byte = (bytes[offset] ?? 0).toString(16).padStart(2, "0");
-  const message = fromUtf16 ? "There is half of a UTF-16 surrogate pair here, which is no character." : `Byte ${offset + 1} of this line (0x${byte}) is not valid UTF-8.`;
-  const fix = fromUtf16 ? "Save the file as UTF-8 from a program that can open it." : "Save the file as UTF-8; it may be Windows-1252 or Latin-1 now.";
+  const message = fromUtf16
+    ? "There is half of a UTF-16 surrogate pair here, which is no character."
+    : `Byte ${offset + 1} of this line (0x${byte}) is not valid UTF-8.`;
+  const fix = fromUtf16
+    ? "Save the file as UTF-8 from a program that can open it."
+    : "Save the file as UTF-8; it may be Windows-1252 or Latin-1 now.";
   return { line, column: [...text].length + 1, rule: "text_not_utf8", message, fix };
 }
 

@@ -17,21 +17,30 @@ async function* generated(row: (index: number) => string, total: number, header 
 }
 
 it.each([
-  ["x.jsonl", "", (index: number) => `{"messages":[{"role":"user","content":"question ${index} ${"lorem ipsum ".repeat(40)}"},{"role":"assistant","content":"answer ${index}"}]}\n`],
+  [
+    "x.jsonl",
+    "",
+    (index: number) =>
+      `{"messages":[{"role":"user","content":"question ${index} ${"lorem ipsum ".repeat(40)}"},{"role":"assistant","content":"answer ${index}"}]}\n`,
+  ],
   ["x.csv", "text,label\n", (index: number) => `"${"lorem ipsum ".repeat(60)}${index}",class ${index % 7}\n`],
-])("memory stays flat over 100 MB of %s", async (name, header, row) => {
-  const before = process.memoryUsage().rss;
-  let peak = before;
-  let rows = 0;
-  const report = await dataReader().read(generated(row, 100 * mebibyte, header), name, {
-    row: () => {
-      rows += 1;
-      if (rows % 5000 === 0) peak = Math.max(peak, process.memoryUsage().rss);
-      return undefined;
-    },
-    fault: () => undefined,
-  });
-  expect(report).toMatchObject({ numFaults: 0, numUsable: rows });
-  expect(rows).toBeGreaterThan(100_000);
-  expect(peak - before).toBeLessThan(120 * mebibyte);
-}, 60_000);
+])(
+  "memory stays flat over 100 MB of %s",
+  async (name, header, row) => {
+    const before = process.memoryUsage().rss;
+    let peak = before;
+    let rows = 0;
+    const report = await dataReader().read(generated(row, 100 * mebibyte, header), name, {
+      row: () => {
+        rows += 1;
+        if (rows % 5000 === 0) peak = Math.max(peak, process.memoryUsage().rss);
+        return undefined;
+      },
+      fault: () => undefined,
+    });
+    expect(report).toMatchObject({ numFaults: 0, numUsable: rows });
+    expect(rows).toBeGreaterThan(100_000);
+    expect(peak - before).toBeLessThan(120 * mebibyte);
+  },
+  60_000,
+);

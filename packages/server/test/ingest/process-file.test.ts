@@ -38,9 +38,11 @@ function world(content: string | null, options: { failOn?: string; file?: Partia
     },
     async get(key) {
       const bytes = blobs.get(key);
-      return bytes === undefined ? null : (async function* () {
-        for (let at = 0; at < bytes.length; at += 4096) yield bytes.subarray(at, at + 4096);
-      })();
+      return bytes === undefined
+        ? null
+        : (async function* () {
+            for (let at = 0; at < bytes.length; at += 4096) yield bytes.subarray(at, at + 4096);
+          })();
     },
   };
   const deps = {
@@ -49,14 +51,23 @@ function world(content: string | null, options: { failOn?: string; file?: Partia
     store: {
       files: {
         get: async () => file,
-        setProcessed: async (_project: string, _id: string, outcome: { status: "processed" | "error"; statusDetails: string | null; report: DataReport | null }) => {
+        setProcessed: async (
+          _project: string,
+          _id: string,
+          outcome: { status: "processed" | "error"; statusDetails: string | null; report: DataReport | null },
+        ) => {
           writes += 1;
           file = { ...file, ...outcome };
         },
       },
     } as unknown as Parameters<typeof processFile>[0]["store"],
   };
-  return { run: () => processFile(deps, { projectId: "p", fileId: "file-1" }), blobs, file: () => file, writes: () => writes };
+  return {
+    run: () => processFile(deps, { projectId: "p", fileId: "file-1" }),
+    blobs,
+    file: () => file,
+    writes: () => writes,
+  };
 }
 
 const good = '{"text":"a","label":"x"}\n';
@@ -70,7 +81,13 @@ describe("processFile", () => {
     const rows = blobs.get("files/file-1/rows.jsonl") ?? Buffer.alloc(0);
     expect(rows.toString().split("\n")[11]).toBe('{"line":12,"text":"a","label":"x"}');
     expect(file()).toMatchObject({ status: "processed", statusDetails: null });
-    expect(file().report).toMatchObject({ numRows: 12, numUsable: 12, numFaults: 0, kind: "classification", rowsSha256: createHash("sha256").update(rows).digest("hex") });
+    expect(file().report).toMatchObject({
+      numRows: 12,
+      numUsable: 12,
+      numFaults: 0,
+      kind: "classification",
+      rowsSha256: createHash("sha256").update(rows).digest("hex"),
+    });
   });
 
   it("keeps 100 faults in the report, all in the blob, and says how many", async () => {
@@ -80,13 +97,19 @@ describe("processFile", () => {
     expect(file().report?.faults).toHaveLength(100);
     expect(file().report).toMatchObject({ numRows: 251, numUsable: 1, numFaults: 250 });
     expect(blobs.get("files/file-1/faults.jsonl")?.toString().trim().split("\n")).toHaveLength(250);
-    const sentence = "column 12: The JSON ends too early: the object that opens at column 1 is not closed. Add the missing }; each row must be whole on one line.";
-    expect(file().statusDetails).toBe(`250 faults in 251 rows, 1 usable.\nLine 2, ${sentence}\nLine 3, ${sentence}\nLine 4, ${sentence}\nAll 250 faults: /api/data/file-1/faults`);
+    const sentence =
+      "column 12: The JSON ends too early: the object that opens at column 1 is not closed. Add the missing }; each row must be whole on one line.";
+    expect(file().statusDetails).toBe(
+      `250 faults in 251 rows, 1 usable.\nLine 2, ${sentence}\nLine 3, ${sentence}\nLine 4, ${sentence}\nAll 250 faults: /api/data/file-1/faults`,
+    );
   });
 
   it.each([
     ["\n \n", "The file holds no row: expected at least 10 to train on. Check that the right file was uploaded."],
-    ["PK\u0003\u0004xxxx", "The file is a zip archive or an Excel or Word file: expected JSONL or CSV text. Unpack it, or save the sheet as CSV UTF-8."],
+    [
+      "PK\u0003\u0004xxxx",
+      "The file is a zip archive or an Excel or Word file: expected JSONL or CSV text. Unpack it, or save the sheet as CSV UTF-8.",
+    ],
     [null, "The bytes of the file are gone from the disk. Upload it again."],
   ])("refuses file %#", async (content, statusDetails) => {
     const { run, file } = world(content);
@@ -94,12 +117,15 @@ describe("processFile", () => {
     expect(file()).toMatchObject({ status: "error", statusDetails });
   });
 
-  it.each(["files/file-1/rows.jsonl", "files/file-1/faults.jsonl"])("fails, and leaves the file for the next try, when %s cannot be written", async (failOn) => {
-    const { run, file, writes } = world(`${good}{"text":1}\n`.repeat(20_000), { failOn });
-    await expect(run()).rejects.toMatchObject({ code: "ENOSPC" });
-    expect(writes()).toBe(0);
-    expect(file().status).toBe("uploaded");
-  });
+  it.each(["files/file-1/rows.jsonl", "files/file-1/faults.jsonl"])(
+    "fails, and leaves the file for the next try, when %s cannot be written",
+    async (failOn) => {
+      const { run, file, writes } = world(`${good}{"text":1}\n`.repeat(20_000), { failOn });
+      await expect(run()).rejects.toMatchObject({ code: "ENOSPC" });
+      expect(writes()).toBe(0);
+      expect(file().status).toBe("uploaded");
+    },
+  );
 
   it("leaves deleted files alone", async () => {
     const { run, writes } = world(good, { file: { deletedAt: 1 } });

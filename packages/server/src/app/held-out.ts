@@ -1,0 +1,164 @@
+/** Looks at all rows of a run once, and holds some out for validation when no file was given for that. */
+import type { CanonicalRow } from "@fettle/contract";
+import type { Run } from "../domain/job.js";
+import { approximateTokens, splitKey } from "../domain/row-facts.js";
+import { holdOut } from "../domain/split.js";
+import { parseRow, rowLines } from "./row-lines.js";
+import type { Blobs } from "./ports.js";
+
+export interface RowFacts {
+  numTrainRows: number;
+  numValidationRows: number;
+  /** Approximate; of the rows to train on. */
+  numTrainTokens: number;
+  longestRow: number;
+  /** Rows of the validation file that ask what a training row asks too. */
+  numLeaked: number;
+  /** Classes of the rows to train on. */
+  labels: Record<string, number>;
+}
+
+/** Written last, so that a split is whole when this is there. */
+export interface HeldOut extends RowFacts {
+  train_sha256: string;
+}
+
+export const heldOutKey = (runId: string): string => `runs/${runId}/rows/held-out.json`;
+export const trainRowsKey = (runId: string): string => `runs/${runId}/rows/train.jsonl`;
+export const validationRowsKey = (runId: string): string => `runs/${runId}/rows/validation.jsonl`;
+
+const fraction = 0.1;
+const maxHeldOutRows = 1000;
+/** With fewer rows, a held-out tenth would say nothing and cost training data. */
+const minRowsToSplit = 20;
+
+/** The split made for this run; null when none was made. */
+export async function readHeldOut(blobs: Pick<Blobs, "get">, runId: string): Promise<HeldOut | null> {
+  const bytes = await blobs.get(heldOutKey(runId));
+  if (bytes === null) return null;
+  const parts: Uint8Array[] = [];
+  for await (const part of bytes) parts.push(part);
+  return JSON.parse(Buffer.concat(parts).toString("utf8")) as HeldOut;
+}
+
+/** The same rows and seed give the same split. Running it again writes the same bytes. */
+export async function surveyRows(
+  blobs: Blobs,
+  run: Pick<Run, "id" | "trainingFile" | "validationFile" | "seed">,
+): Promise<RowFacts> {
+  const pass = await firstPass(blobs, run.trainingFile);
+  if (run.validationFile !== null) {
+    const { numLeaked, numValidationRows } = await leaks(blobs, run.validationFile, pass.keys);
+    return { ...pass.facts(() => true), numValidationRows, numLeaked };
+  }
+  if (pass.keys.length < minRowsToSplit) return { ...pass.facts(() => true), numValidationRows: 0, numLeaked: 0 };
+  const held = holdOut({ keys: pass.keys, strata: pass.strata(), fraction, maxRows: maxHeldOutRows, seed: run.seed });
+  const numValidationRows = held.reduce((sum, one) => sum + one, 0);
+  const facts = { ...pass.facts((row) => held[row] === 0), numValidationRows, numLeaked: 0 };
+  if (numValidationRows === 0) return facts;
+  await blobs.put(
+    validationRowsKey(run.id),
+    linesWhere(blobs, run.trainingFile, (row) => held[row] === 1),
+  );
+  const { sha256 } = await blobs.put(
+    trainRowsKey(run.id),
+    linesWhere(blobs, run.trainingFile, (row) => held[row] === 0),
+  );
+  const note: HeldOut = { ...facts, train_sha256: sha256 };
+  await blobs.put(heldOutKey(run.id), once(Buffer.from(JSON.stringify(note))));
+  return facts;
+}
+
+interface FirstPass {
+  keys: number[];
+  strata: () => number[];
+  facts: (
+    kept: (row: number) => boolean,
+  ) => Pick<RowFacts, "numTrainRows" | "numTrainTokens" | "longestRow" | "labels">;
+}
+
+async function firstPass(blobs: Blobs, fileId: string): Promise<FirstPass> {
+  const keys: number[] = [];
+  const tokens: number[] = [];
+  const labelOf: number[] = [];
+  const labelIds = new Map<string, number>();
+  for await (const line of rowLines(blobs, fileId)) {
+    const row = parseRow(line);
+    keys.push(splitKey(row));
+    tokens.push(approximateTokens(row));
+    labelOf.push(idOf(row, labelIds));
+  }
+  const names = [...labelIds.keys()];
+  return {
+    keys,
+    // Classes are numbered by name, not by first sight: the order of the rows must not change the split.
+    strata: () => {
+      const rank = new Map([...names].sort().map((name, index) => [labelIds.get(name) ?? 0, index]));
+      return labelOf.map((id) => rank.get(id) ?? 0);
+    },
+    facts: (kept) => {
+      const counts = new Array<number>(names.length).fill(0);
+      let [numTrainRows, numTrainTokens, longestRow] = [0, 0, 0];
+      tokens.forEach((count, row) => {
+        longestRow = Math.max(longestRow, count);
+        if (!kept(row)) return;
+        numTrainRows += 1;
+        numTrainTokens += count;
+        const label = labelOf[row] ?? -1;
+        if (label >= 0) counts[label] = (counts[label] ?? 0) + 1;
+      });
+      return {
+        numTrainRows,
+        numTrainTokens,
+        longestRow,
+        labels: Object.fromEntries(names.map((name, id) => [name, counts[id] ?? 0])),
+      };
+    },
+  };
+}
+
+function idOf(row: CanonicalRow, ids: Map<string, number>): number {
+  if (!("label" in row)) return -1;
+  const known = ids.get(row.label);
+  if (known !== undefined) return known;
+  ids.set(row.label, ids.size);
+  return ids.size - 1;
+}
+
+async function leaks(
+  blobs: Blobs,
+  fileId: string,
+  trainingKeys: readonly number[],
+): Promise<{ numLeaked: number; numValidationRows: number }> {
+  const known = new Set(trainingKeys);
+  let [numLeaked, numValidationRows] = [0, 0];
+  for await (const line of rowLines(blobs, fileId)) {
+    numValidationRows += 1;
+    if (known.has(splitKey(parseRow(line)))) numLeaked += 1;
+  }
+  return { numLeaked, numValidationRows };
+}
+
+async function* linesWhere(blobs: Blobs, fileId: string, wanted: (row: number) => boolean): AsyncIterable<Uint8Array> {
+  let row = 0;
+  let batch: Buffer[] = [];
+  let length = 0;
+  for await (const line of rowLines(blobs, fileId)) {
+    if (wanted(row)) {
+      batch.push(line, newline);
+      length += line.length + 1;
+    }
+    row += 1;
+    if (length < 65536) continue;
+    yield Buffer.concat(batch);
+    batch = [];
+    length = 0;
+  }
+  if (batch.length > 0) yield Buffer.concat(batch);
+}
+
+const newline = Buffer.from("\n");
+
+async function* once(bytes: Uint8Array): AsyncIterable<Uint8Array> {
+  yield bytes;
+}

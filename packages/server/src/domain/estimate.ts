@@ -1,0 +1,82 @@
+/** How much memory and time a run will take, before it starts. Pure. An estimate, on the high side: fp32, no recomputation. */
+import type { Family, Method } from "@fettle/contract";
+
+export interface ModelSize {
+  numParameters: number;
+  hiddenSize: number;
+  numLayers: number;
+  vocabSize: number;
+}
+
+export interface Load {
+  family: Family;
+  method: Method;
+  /** Rows at once: per_device_train_batch_size. */
+  batchSize: number;
+  /** Tokens of the longest row in a batch. */
+  length: number;
+  loraR: number;
+  /** Whether every position is compared with the whole vocabulary: true but for classification. */
+  generates: boolean;
+}
+
+/** Python, torch and the tokenizer, before any model is loaded: measured 0.55 to 0.75 GB. */
+const processBytes = 0.7e9;
+const float = 4;
+/** fp32 weight, gradient and AdamW's two moments. */
+const trainedBytes = 4 * float;
+/**
+ * What one layer keeps for the backward pass, in floats per token and hidden unit: 34 bytes in fp16 without attention
+ * maps, so 17 values (Korthikanti et al. 2022, equation 2; SDPA keeps no maps). An encoder-decoder's decoder layers
+ * hold a second attention.
+ */
+const floatsPerLayer: Record<Family, number> = { decoder: 17, encoder: 17, seq2seq: 24 };
+/** All linear maps of a layer together take in and give out about so many hidden widths. */
+const linearWidths = 20;
+
+export function trainedParameters(size: ModelSize, { method, loraR }: Pick<Load, "method" | "loraR">): number {
+  if (method === "full") return size.numParameters;
+  if (method === "head") return size.hiddenSize * (size.hiddenSize + 2);
+  return size.numLayers * loraR * linearWidths * size.hiddenSize;
+}
+
+/** Bytes at the peak of training. */
+export function memoryBytes(size: ModelSize, load: Load): number {
+  const trained = trainedParameters(size, load);
+  const frozen = load.method === "full" ? 0 : size.numParameters * float;
+  const tokens = load.batchSize * load.length;
+  // A frozen body keeps nothing for a backward pass: one layer's worth at a time.
+  const layers = load.method === "head" ? 1 : size.numLayers;
+  const activations = tokens * size.hiddenSize * floatsPerLayer[load.family] * layers * float;
+  const logits = load.generates ? tokens * size.vocabSize * float : 0;
+  return Math.round(processBytes + frozen + trained * trainedBytes + activations + logits);
+}
+
+export interface Work {
+  /** Tokens of all rows, once. */
+  tokens: number;
+  epochs: number;
+  method: Method;
+  family: Family;
+  cores: number;
+}
+
+/** Floating point operations a second and core, from a loaded or old core to a fast one with AVX-512. */
+const flopsPerCore: readonly [slow: number, fast: number] = [12e9, 60e9];
+/** Loading, tokenising, saving and the check of the saved model. */
+const overheadSeconds: readonly [least: number, most: number] = [8, 45];
+
+/** Seconds from start to end, [least, most], on CPU. Operations per parameter and token: 2 forward, 2 for the inputs' gradients, 2 for the weights'. */
+export function secondsRange(size: ModelSize, { tokens, epochs, method, family, cores }: Work): [number, number] {
+  const perToken = { full: 6, lora: 4, head: 2 }[method];
+  // The embedding is looked up, not multiplied with; a decoder's counts once more as its output map.
+  const embedding = size.vocabSize * size.hiddenSize;
+  const multiplied =
+    family === "encoder" ? Math.max(size.numParameters - embedding, size.numParameters * 0.1) : size.numParameters;
+  const operations = perToken * multiplied * tokens * epochs;
+  const [slow, fast] = flopsPerCore;
+  const [least, most] = overheadSeconds;
+  return [Math.round(operations / (fast * cores) + least), Math.round(operations / (slow * cores) + most)];
+}
+
+export const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;

@@ -1,0 +1,226 @@
+/** Values for whatever the user left open, each with its reason. Pure. */
+import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
+import type { RunRequest } from "./job.js";
+import { type Decided, decided, refused } from "./refusal.js";
+
+export interface Situation {
+  family: Family;
+  task: Task;
+  method: Method;
+  numParameters: number;
+  contextLength: number;
+  /** Rows to train on, without those held out. */
+  numRows: number;
+  /** Tokens of the longest row, approximately. */
+  longestRow: number;
+  hasValidation: boolean;
+  /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
+  rowsThatFit: (maxLength: number) => number;
+}
+
+export interface Choice<Name extends string = string> {
+  name: Name;
+  value: unknown;
+  reason: string;
+}
+
+export interface Resolved {
+  values: Hyperparameters;
+  /** Only what was left open. */
+  choices: Choice[];
+}
+
+type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: unknown; reason: string };
+
+/** In this order: a later rule may look at earlier values. */
+const rules: Record<keyof Hyperparameters, Rule> = {
+  num_train_epochs: epochsRule,
+  max_length: maxLengthRule,
+  per_device_train_batch_size: batchRule,
+  gradient_accumulation_steps: accumulationRule,
+  learning_rate: learningRateRule,
+  lr_scheduler_type: ({ family, method }) =>
+    family === "decoder" && method !== "head"
+      ? { value: "cosine", reason: "usual for decoders" }
+      : { value: "linear", reason: "usual for encoders, encoder-decoders and heads" },
+  warmup_ratio: ({ family }) =>
+    family === "decoder"
+      ? { value: 0.05, reason: "a short warm-up suffices for a decoder" }
+      : { value: 0.1, reason: "a longer warm-up keeps the first steps of a new output layer small" },
+  weight_decay: ({ method }) =>
+    method === "full"
+      ? { value: 0.01, reason: "usual when all weights are trained" }
+      : { value: 0, reason: "few weights are trained" },
+  max_grad_norm: () => ({ value: 1, reason: "usual" }),
+  label_smoothing_factor: () => ({ value: 0, reason: "off unless asked for" }),
+  dropout: () => ({ value: null, reason: "the model's own" }),
+  lora_r: ({ method }) => ({
+    value: 16,
+    reason: method === "lora" ? "enough for most tasks" : "not used by this method",
+  }),
+  lora_alpha: ({ method }, { lora_r = 16 }) => ({
+    value: Math.min(2 * lora_r, 2048),
+    reason: method === "lora" ? "twice lora_r" : "not used by this method",
+  }),
+  lora_dropout: ({ method, numRows }) => ({
+    value: method === "lora" && numRows < 2000 ? 0.05 : 0,
+    reason: method === "lora" ? `${numRows} rows` : "not used by this method",
+  }),
+  target_modules: ({ method }) => ({
+    value: "all-linear",
+    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : "not used by this method",
+  }),
+  early_stopping_patience: ({ hasValidation }) =>
+    hasValidation
+      ? { value: 3, reason: "stops after 3 evaluations without gain" }
+      : { value: 0, reason: "off: no row is held out to judge by" },
+  eval_steps: () => ({ value: 0, reason: "once an epoch" }),
+};
+
+/** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
+export function resolveHyperparameters(given: RunRequest["hyperparameters"], situation: Situation): Decided<Resolved> {
+  const { learning_rate_multiplier: multiplier, ...own } = given;
+  const values: Record<string, unknown> = {};
+  const choices: Choice[] = [];
+  for (const [name, rule] of Object.entries(rules) as [keyof Hyperparameters, Rule][]) {
+    const asked = own[name];
+    if (asked !== undefined) {
+      const outside = outOfRange(name, asked);
+      if (outside !== null) return refused("value_out_of_range", `hyperparameters.${name}`, outside);
+      values[name] = asked;
+    } else {
+      const { value, reason } = rule(situation, values as Partial<Hyperparameters>);
+      values[name] = value;
+      choices.push({ name, value, reason });
+    }
+  }
+  if (multiplier !== undefined) {
+    const scaled = (values["learning_rate"] as number) * multiplier;
+    if (!(scaled <= 0.1) || scaled <= 0) {
+      const message = `learning_rate_multiplier ${multiplier} makes the learning rate ${Number(scaled.toPrecision(3))}: expected at most 0.1. ${typicalLearningRate}`;
+      return refused("value_out_of_range", "hyperparameters.learning_rate_multiplier", message);
+    }
+    values["learning_rate"] = scaled;
+    choices.push({ name: "learning_rate", value: scaled, reason: `times learning_rate_multiplier ${multiplier}` });
+  }
+  if ((values["max_length"] as number) > situation.contextLength) {
+    const message = `max_length is ${String(values["max_length"])}, but the model reads at most ${situation.contextLength} tokens. Use at most ${situation.contextLength}, or leave it out.`;
+    return refused("value_out_of_range", "hyperparameters.max_length", message);
+  }
+  return decided({ values: hyperparametersSchema.parse(values), choices });
+}
+
+const typicalLearningRate = "Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.";
+
+const typical: Partial<Record<keyof Hyperparameters, string>> = {
+  learning_rate: typicalLearningRate,
+  num_train_epochs: "Typical: 1 to 5.",
+  per_device_train_batch_size: "Typical: 4 to 32.",
+  lora_r: "Typical: 8 to 64.",
+  warmup_ratio: "Typical: 0.03 to 0.1.",
+  label_smoothing_factor: "Typical: 0 or 0.1.",
+};
+
+/** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
+export function outOfRange(name: keyof Hyperparameters, value: unknown): string | null {
+  if (hyperparametersSchema.shape[name].safeParse(value).success) return null;
+  return `${name} is ${JSON.stringify(value)}: expected ${bounds[name]}. ${typical[name] ?? "Leave it out to have it chosen."}`;
+}
+
+const bounds: Record<keyof Hyperparameters, string> = {
+  num_train_epochs: "a whole number from 1 to 50",
+  per_device_train_batch_size: "a whole number from 1 to 256",
+  gradient_accumulation_steps: "a whole number from 1 to 256",
+  learning_rate: "a number above 0, at most 0.1",
+  lr_scheduler_type: '"linear", "cosine" or "constant"',
+  warmup_ratio: "a number from 0 to 0.5",
+  weight_decay: "a number from 0 to 1",
+  max_grad_norm: "a number above 0, at most 100",
+  label_smoothing_factor: "a number from 0 to 0.5",
+  dropout: "a number from 0 to 0.9, or null for the model's own",
+  max_length: "a whole number from 8 to 131072",
+  lora_r: "a whole number from 1 to 512",
+  lora_alpha: "a number above 0, at most 2048",
+  lora_dropout: "a number from 0 to 0.9",
+  target_modules: '"all-linear" or a list of 1 to 64 module names',
+  early_stopping_patience: "a whole number from 0 to 100",
+  eval_steps: "a whole number from 0 to 100000",
+};
+
+/**
+ * OpenAI's published rule (cookbook, chat_finetuning_data_prep): 3 epochs, more until 100 rows are seen, fewer beyond
+ * 25,000 rows seen. A new output layer starts from nothing, so heads and classifiers see rows more often.
+ */
+function epochsRule({ task, method, numRows }: Situation): { value: number; reason: string } {
+  const [usual, least, most] =
+    method === "head" ? [10, 4000, 25] : task === "classification" ? [3, 600, 10] : [3, 100, 25];
+  const rows = Math.max(1, numRows);
+  if (usual * rows < least) {
+    const value = Math.min(most, Math.max(usual, Math.floor(least / rows)));
+    return { value, reason: `${rows} rows are few: ${value} epochs show about ${value * rows} rows` };
+  }
+  if (usual * rows > 25_000) {
+    const value = Math.max(1, Math.floor(25_000 / rows));
+    return {
+      value,
+      reason:
+        value === usual
+          ? "usual"
+          : `${rows} rows are many: ${value} ${value === 1 ? "epoch shows" : "epochs show"} ${value * rows} of them`,
+    };
+  }
+  return { value: usual, reason: `usual for ${rows} rows` };
+}
+
+const lengthCaps: Record<Family, number> = { decoder: 4096, encoder: 512, seq2seq: 1024 };
+
+function maxLengthRule({ family, contextLength, longestRow }: Situation): { value: number; reason: string } {
+  const cap = Math.min(contextLength, lengthCaps[family]);
+  // A third more than estimated: tokenizers differ, and room that is not needed costs nothing.
+  const needed = Math.max(128, Math.ceil((longestRow * 1.33) / 64) * 64);
+  if (needed <= cap) return { value: needed, reason: `the longest row has about ${longestRow} tokens` };
+  return {
+    value: Math.max(8, cap),
+    reason: `the longest row has about ${longestRow} tokens, but ${contextLength <= cap ? "the model reads" : "this family is trained with"} at most ${cap}; what is cut is counted`,
+  };
+}
+
+/** Rows per optimiser step: a power of two near a 64th of the rows, within what suits the family. */
+function rowsPerStep({ family, method, numRows }: Situation): number {
+  const [least, most] = method === "head" ? [16, 64] : family === "decoder" ? [4, 16] : [8, 32];
+  const wanted = 2 ** Math.round(Math.log2(Math.max(1, numRows / 64)));
+  return Math.min(most, Math.max(least, wanted));
+}
+
+function batchRule(
+  situation: Situation,
+  { max_length = 512 }: Partial<Hyperparameters>,
+): { value: number; reason: string } {
+  const wanted = rowsPerStep(situation);
+  const fit = situation.rowsThatFit(Math.min(max_length, Math.max(128, situation.longestRow)));
+  if (fit >= wanted) return { value: wanted, reason: `${situation.numRows} rows; a step of ${wanted} fits in memory` };
+  const value = 2 ** Math.floor(Math.log2(Math.max(1, fit)));
+  return { value, reason: `${value} ${value === 1 ? "row fits" : "rows fit"} in memory at once` };
+}
+
+function accumulationRule(
+  situation: Situation,
+  { per_device_train_batch_size = 1 }: Partial<Hyperparameters>,
+): { value: number; reason: string } {
+  const wanted = rowsPerStep(situation);
+  const value = Math.max(1, Math.round(wanted / per_device_train_batch_size));
+  return { value, reason: value === 1 ? "not needed" : `makes steps of ${value * per_device_train_batch_size} rows` };
+}
+
+function learningRateRule({ family, method, numParameters }: Situation): { value: number; reason: string } {
+  const small = numParameters < 500e6;
+  const size = small ? "below" : "from";
+  const of = (value: number): { value: number; reason: string } => ({
+    value,
+    reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
+  });
+  if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
+  if (method === "lora") return of(small ? 5e-4 : 2e-4);
+  return of(small ? 5e-5 : 2e-5);
+}

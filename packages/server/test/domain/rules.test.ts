@@ -1,0 +1,261 @@
+import fc from "fast-check";
+import { hyperparametersSchema } from "@fettle/contract";
+import { describe, expect, it } from "vitest";
+import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
+import { type Load, memoryBytes, secondsRange } from "../../src/domain/estimate.js";
+import { resolveHyperparameters, type Situation } from "../../src/domain/hyperparameters.js";
+import { labelSet } from "../../src/domain/labels.js";
+import { editDistance, nearestName } from "../../src/domain/nearest.js";
+
+const minilm = { numParameters: 22_713_216, hiddenSize: 384, numLayers: 6, vocabSize: 30_522 };
+const smollm = { numParameters: 134_515_008, hiddenSize: 576, numLayers: 30, vocabSize: 49_152 };
+
+describe("nearestName", () => {
+  it.each([
+    ["learning_rat", "learning_rate"],
+    ["LearningRate", "learning_rate"],
+    ["smollm2-135m", "smollm2-135m-instruct"],
+    ["minilm", "minilm-l6-v2"],
+    ["gpt-4o", null],
+    ["", null],
+  ])("%s -> %s", (name, expected) => {
+    expect(nearestName(name, ["learning_rate", "lora_r", "smollm2-135m-instruct", "minilm-l6-v2"])).toBe(expected);
+  });
+
+  it("editDistance is a distance", () =>
+    fc.assert(
+      fc.property(fc.string({ maxLength: 8 }), fc.string({ maxLength: 8 }), (a, b) => {
+        expect(editDistance(a, b)).toBe(editDistance(b, a));
+        expect(editDistance(a, b) === 0).toBe(a === b);
+        expect(editDistance(a, b)).toBeLessThanOrEqual(Math.max(a.length, b.length));
+      }),
+    ));
+});
+
+describe("chooseWay", () => {
+  const wanted: Wanted = {
+    model: "m",
+    family: "decoder",
+    numParameters: 135e6,
+    rows: "chat",
+    task: null,
+    method: null,
+    tunedBy: null,
+  };
+  it.each<[Partial<Wanted>, string, string]>([
+    [{}, "chat", "lora"],
+    [{ rows: "pair" }, "chat", "lora"],
+    [{ rows: "classification" }, "classification", "lora"],
+    [{ family: "encoder", rows: "classification", numParameters: 22e6 }, "classification", "full"],
+    [{ family: "encoder", rows: "classification", numParameters: 1e9 }, "classification", "lora"],
+    [{ family: "encoder", rows: "classification", method: "head" }, "classification", "head"],
+    [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
+    [{ method: "full" }, "chat", "full"],
+    [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
+  ])("%j -> %s by %s", (change, task, method) => {
+    expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
+  });
+
+  it.each<[Partial<Wanted>, string]>([
+    [
+      { family: "encoder" },
+      "m is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label).",
+    ],
+    [
+      { family: "seq2seq", rows: "classification" },
+      "m is an encoder-decoder, which cannot learn from classification rows (text and label). Use a decoder or an encoder for these rows, or give a file of pairs (prompt and completion).",
+    ],
+    [
+      { task: "classification" },
+      'The task "classification" cannot be done by m (a decoder) with chat rows (messages). Use the task "chat", or leave it out.',
+    ],
+    [
+      { method: "head" },
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "full".',
+    ],
+    [
+      { method: "full", tunedBy: "lora" },
+      'm is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.',
+    ],
+  ])("%j is refused", (change, message) => {
+    expect(chooseWay({ ...wanted, ...change })).toMatchObject({
+      ok: false,
+      refusal: { code: "incompatible_method", message },
+    });
+  });
+});
+
+describe("labelSet", () => {
+  const training = { spam: 20, ham: 30 };
+  it("orders by number when all are numbers, else by character codes", () => {
+    expect(labelSet({ training: { "10": 9, "9": 9, "2": 9 }, validation: null, inherited: null })).toMatchObject({
+      value: { labels: ["2", "9", "10"], warnings: [] },
+    });
+    expect(labelSet({ training, validation: { ham: 1 }, inherited: null })).toMatchObject({
+      value: { labels: ["ham", "spam"] },
+    });
+  });
+
+  it("warns of rare classes", () => {
+    expect(labelSet({ training: { ...training, rare: 2 }, validation: null, inherited: null })).toMatchObject({
+      value: {
+        warnings: [
+          '1 of 3 classes have fewer than 8 rows and will be learnt badly: "rare" (2). Add rows, or merge classes.',
+        ],
+      },
+    });
+  });
+
+  it.each([
+    [
+      { training: { spam: 20 }, validation: null, inherited: null },
+      'The training file has only the label "spam": expected at least two classes to tell apart. Add rows of another class.',
+    ],
+    [
+      { training, validation: { Spam: 1 }, inherited: null },
+      'The validation file has the label "Spam", which the training file does not have: expected one of "ham", "spam". Did you mean "spam"?',
+    ],
+    [
+      { training: { spam: 9, other: 9 }, validation: null, inherited: ["ham", "spam"] },
+      'The training file has the label "other", which the tuned model does not know: expected only "ham", "spam". Begin from the base model, or rename the label.',
+    ],
+  ])("%j is refused", (input, message) => {
+    expect(labelSet(input)).toMatchObject({ ok: false, refusal: { message } });
+  });
+});
+
+describe("resolveHyperparameters", () => {
+  const situation: Situation = {
+    family: "decoder",
+    task: "chat",
+    method: "lora",
+    numParameters: 135e6,
+    contextLength: 8192,
+    numRows: 600,
+    longestRow: 200,
+    hasValidation: true,
+    rowsThatFit: () => 64,
+  };
+
+  it("chooses everything, each with a reason", () => {
+    const resolved = resolveHyperparameters({}, situation);
+    expect(resolved).toMatchObject({
+      ok: true,
+      value: {
+        values: {
+          num_train_epochs: 3,
+          per_device_train_batch_size: 8,
+          gradient_accumulation_steps: 1,
+          learning_rate: 5e-4,
+          max_length: 320,
+          lr_scheduler_type: "cosine",
+        },
+      },
+    });
+    if (!resolved.ok) throw new Error("refused");
+    expect(resolved.value.choices.map((choice) => choice.name).sort()).toEqual(
+      Object.keys(hyperparametersSchema.shape).sort(),
+    );
+    expect(resolved.value.choices.every((choice) => choice.reason.length > 3)).toBe(true);
+  });
+
+  it.each([
+    [10, 10],
+    [20, 5],
+    [33, 3],
+    [100, 3],
+    [8333, 3],
+    [8334, 2],
+    [30_000, 1],
+  ])("follows the published epoch rule: %i rows, %i epochs", (numRows, epochs) => {
+    expect(resolveHyperparameters({}, { ...situation, numRows })).toMatchObject({
+      value: { values: { num_train_epochs: epochs } },
+    });
+  });
+
+  it("splits a step that does not fit into parts", () => {
+    const values = { per_device_train_batch_size: 2, gradient_accumulation_steps: 4 };
+    expect(resolveHyperparameters({}, { ...situation, rowsThatFit: () => 3 })).toMatchObject({ value: { values } });
+  });
+
+  it("keeps what is given and scales the learning rate", () => {
+    const resolved = resolveHyperparameters({ num_train_epochs: 7, learning_rate_multiplier: 2 }, situation);
+    expect(resolved).toMatchObject({ value: { values: { num_train_epochs: 7, learning_rate: 1e-3 } } });
+  });
+
+  it.each([
+    [
+      { learning_rate: 2 },
+      "hyperparameters.learning_rate",
+      "learning_rate is 2: expected a number above 0, at most 0.1. Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.",
+    ],
+    [
+      { num_train_epochs: 0 },
+      "hyperparameters.num_train_epochs",
+      "num_train_epochs is 0: expected a whole number from 1 to 50. Typical: 1 to 5.",
+    ],
+    [
+      { max_length: 9000 },
+      "hyperparameters.max_length",
+      "max_length is 9000, but the model reads at most 8192 tokens. Use at most 8192, or leave it out.",
+    ],
+    [
+      { learning_rate_multiplier: 1000 },
+      "hyperparameters.learning_rate_multiplier",
+      "learning_rate_multiplier 1000 makes the learning rate 0.5: expected at most 0.1. Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.",
+    ],
+  ])("%j is refused", (given, param, message) => {
+    expect(resolveHyperparameters(given, situation)).toMatchObject({
+      ok: false,
+      refusal: { code: "value_out_of_range", param, message },
+    });
+  });
+
+  it("always ends within the bounds of the contract", () =>
+    fc.assert(
+      fc.property(
+        fc.record({
+          family: fc.constantFrom("decoder" as const, "encoder" as const, "seq2seq" as const),
+          task: fc.constantFrom("chat" as const, "classification" as const, "seq2seq" as const),
+          method: fc.constantFrom("full" as const, "lora" as const, "head" as const),
+          numParameters: fc.integer({ min: 1, max: 1e12 }),
+          contextLength: fc.integer({ min: 8, max: 131072 }),
+          numRows: fc.integer({ min: 1, max: 1e7 }),
+          longestRow: fc.integer({ min: 0, max: 1e7 }),
+          hasValidation: fc.boolean(),
+          fit: fc.integer({ min: 0, max: 1e6 }),
+        }),
+        ({ fit, ...rest }) => {
+          const resolved = resolveHyperparameters({}, { ...rest, rowsThatFit: () => fit });
+          expect(resolved.ok && hyperparametersSchema.safeParse(resolved.value.values).success).toBe(true);
+        },
+      ),
+    ));
+});
+
+describe("estimates", () => {
+  const load: Load = { family: "decoder", method: "lora", batchSize: 4, length: 512, loraR: 16, generates: true };
+  it("grows with everything that costs memory", () => {
+    const base = memoryBytes(smollm, load);
+    expect(memoryBytes(smollm, { ...load, batchSize: 8 })).toBeGreaterThan(base);
+    expect(memoryBytes(smollm, { ...load, length: 1024 })).toBeGreaterThan(base);
+    expect(memoryBytes(smollm, { ...load, method: "full" })).toBeGreaterThan(base);
+    expect(memoryBytes(smollm, { ...load, generates: false })).toBeLessThan(base);
+    expect(memoryBytes(smollm, { ...load, method: "head", generates: false })).toBeLessThan(base);
+  });
+
+  it("counts 16 bytes a parameter for full and 4 for the frozen body of an adapter", () => {
+    const tiny = { ...load, batchSize: 1, length: 1, generates: false };
+    expect(memoryBytes(smollm, { ...tiny, method: "full" }) - 0.7e9).toBeCloseTo(smollm.numParameters * 16, -7);
+    expect(memoryBytes(smollm, tiny) - 0.7e9).toBeLessThan(smollm.numParameters * 5);
+  });
+
+  it("gives a range of seconds that grows with the work", () => {
+    const work = { tokens: 300_000, epochs: 3, method: "full" as const, family: "encoder" as const, cores: 2 };
+    const [least, most] = secondsRange(minilm, work);
+    expect(least).toBeGreaterThan(8);
+    expect(most).toBeGreaterThan(least);
+    expect(secondsRange(minilm, { ...work, method: "head" })[1]).toBeLessThan(most);
+    expect(secondsRange(minilm, { ...work, cores: 4 })[1]).toBeLessThan(most);
+  });
+});
