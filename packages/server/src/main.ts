@@ -1,0 +1,196 @@
+/**
+ * The composition root: the only file that knows every adapter.
+ *
+ * Start: configuration, home, port (a port in use costs nothing), then database and Python at the same time, then
+ * background work and dispatcher; from `open` on the API answers. End: the same backwards; trainers go on.
+ */
+import { createHash } from "node:crypto";
+import { mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { AppDeps } from "./app/deps.js";
+import { type Dispatcher, startDispatcher } from "./app/dispatcher.js";
+import type { Inference, Log } from "./app/ports.js";
+import { processFile } from "./app/process-file.js";
+import { validateRun } from "./app/validate-run.js";
+import { startBackground } from "./background/dbos.js";
+import { localBlobs } from "./blobs/local.js";
+import { FolderCatalogue } from "./catalogue/catalogue.js";
+import { type Config, loadConfig } from "./config.js";
+import { AppError } from "./domain/error.js";
+import { createApp } from "./http/app.js";
+import { listen } from "./http/listen.js";
+import { InferencePool } from "./inference/pool.js";
+import { dataReader } from "./ingest/read-data.js";
+import { localRunner } from "./runner/local.js";
+import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
+import { ensureAdminKey } from "./startup/admin-key.js";
+import { sharesOf, type Shares } from "./startup/machine.js";
+import { checkPython } from "./startup/python.js";
+import { claimHome } from "./startup/server-file.js";
+import { openStore } from "./store/open.js";
+import { systemClock, systemIds, systemLog } from "./system.js";
+
+export interface StartOptions {
+  env: Readonly<Record<string, string | undefined>>;
+  cwd: string;
+  /** Answers instead of model processes: to measure the server alone. Python is then not asked for. */
+  inference?: Inference;
+  log?: Log;
+}
+
+export interface RunningServer {
+  url: string;
+  config: Config;
+  /** Made by this start, to be shown once; null when its owner has it already. */
+  newAdminKey: string | null;
+  close(): Promise<void>;
+}
+
+const repository = fileURLToPath(new URL("../../..", import.meta.url));
+const trainerSource = join(repository, "trainer", "src");
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
+/** How long answers in flight may take when the server ends. */
+const graceMs = 2000;
+
+/** Throws AppError: `config_invalid`, `port_in_use`, `conflict`, `python_missing`, `python_unsupported`, `database_unavailable`. */
+export async function startServer(options: StartOptions): Promise<RunningServer> {
+  const config = loadConfig(options);
+  const log = options.log ?? systemLog(options.env["FETTLE_LOG"] ?? "warn");
+  mkdirSync(config.home, { recursive: true, mode: 0o700 });
+  const owner = thisOwner();
+  const serverFile = await claimHome(config.home, { owner, isDead: ownerIsDead });
+  const undo: (() => Promise<unknown>)[] = [];
+  const close = async (): Promise<void> => {
+    for (const step of undo.splice(0).reverse()) {
+      await step().catch((error: unknown) => log.error({ err: error }, "a part of the server did not end well"));
+    }
+  };
+  try {
+    const listening = await listen(config.server);
+    undo.push(() => listening.close(graceMs));
+    const python = config.python ?? join(repository, ".venv", "bin", "python");
+    const [database] = await Promise.all([openStore(config), options.inference ? null : checkPython(python)]);
+    undo.push(() => database.close());
+    const deps = compose({ config, options, log, python, store: database.store, databaseUrl: database.url });
+    undo.push(() => deps.inference.close());
+    undo.push(() => deps.background.close());
+    const dispatcher = dispatch({ config, options, python, deps, owner });
+    undo.push(() => dispatcher.close());
+    const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
+    const settings = { version, startedAt: systemClock.now(), allowedHosts: hostsOf(config), home: config.home };
+    listening.open(createApp({ ...deps, settings }));
+    await serverFile.write(listening.url);
+    undo.push(() => serverFile.remove());
+    return { url: listening.url, config, newAdminKey, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+const hostsOf = ({ server }: Config): string[] => [...server.allowedHosts, server.host].map((host) => host.toLowerCase());
+
+interface Parts {
+  config: Config;
+  options: StartOptions;
+  python: string;
+}
+
+function compose({ config, options, log, python, store, databaseUrl }: Parts & { log: Log; store: AppDeps["store"]; databaseUrl: string }): AppDeps {
+  const blobs = localBlobs(join(config.home, "blobs"));
+  const reader = dataReader();
+  const background = startBackground({
+    databaseUrl,
+    executorId: createHash("sha256").update(`${hostname()}\n${config.home}`).digest("hex").slice(0, 16),
+    processFile: (projectId, fileId) => processFile({ store, blobs, reader }, { projectId, fileId }),
+    store,
+    blobs,
+    clock: systemClock,
+    log,
+  });
+  const catalogue = new FolderCatalogue({
+    home: config.home,
+    models: config.models,
+    hub: config.hub,
+    bundledPath: join(trainerSource, "fettle_trainer", "models.json"),
+    fetch: { python, env: { ...options.env, PYTHONPATH: trainerSource } },
+    log,
+    now: systemClock.now,
+    onProgress: (progress) => log.info(progress, "making a base model ready"),
+  });
+  const inference = options.inference ?? modelProcesses({ config, options, python, log });
+  return { store, blobs, inference, catalogue, background, clock: systemClock, ids: systemIds, log };
+}
+
+/** Answers that grow at the same time in one process; memory for their keys and values is bounded beside it. */
+const maxRows = 8;
+const maxAdapters = 16;
+const cacheMebibytes = 1024;
+
+function modelProcesses({ config, options, python, log }: Parts & { log: Log }): Inference {
+  const shares = sharesOf(config);
+  return new InferencePool({
+    python,
+    trainerSource,
+    environment: options.env,
+    numThreads: shares.cores,
+    maxRows,
+    maxAdapters,
+    cacheMebibytes,
+    log,
+    clock: systemClock,
+    memoryBytes: shares.inferenceBytes,
+    maxQueue: config.inference.maxQueue,
+    idleMs: config.inference.idleSeconds * 1000,
+  });
+}
+
+function dispatch({ config, options, python, deps, owner }: Parts & { deps: AppDeps; owner: string }): Dispatcher {
+  const shares: Shares = sharesOf(config);
+  const runner = localRunner({
+    runsFolder: join(config.home, "blobs", "runs"),
+    command: [python, "-m", "fettle_trainer"],
+    environment: options.env,
+    extraEnvironment: { PYTHONPATH: trainerSource },
+    niceness: 5,
+  });
+  const machine = { memoryBytes: shares.trainingBytes, cores: shares.cores };
+  return startDispatcher(
+    { ...deps, runner, validate: async (run) => void (await validateRun({ ...deps, machine }, run)) },
+    {
+      owner,
+      ownerIsDead,
+      capacity: { maxConcurrent: config.runs.maxConcurrent === "auto" ? null : config.runs.maxConcurrent, memoryBytes: shares.trainingBytes },
+      numThreads: shares.trainerThreads,
+      checkpointSeconds: config.runs.checkpointSeconds,
+    },
+  );
+}
+
+/** `node --import tsx packages/server/src/main.ts`: runs until SIGTERM or SIGINT; a second signal ends it at once. */
+async function runUntilSignal(): Promise<void> {
+  const log = systemLog(process.env["FETTLE_LOG"] ?? "warn");
+  process.on("unhandledRejection", (error) => log.error({ err: error }, "a promise was rejected and nobody listened"));
+  const server = await startServer({ env: process.env, cwd: process.cwd(), log });
+  const lines = [`Fettle ${version} is ready: ${server.url}`, `OpenAI clients: OPENAI_BASE_URL=${server.url}/v1`];
+  if (server.newAdminKey !== null) lines.push(`Admin key, shown this once and kept in ${join(server.config.home, "admin_key")}: ${server.newAdminKey}`);
+  process.stdout.write(`${lines.join("\n")}\n`);
+  let ending = false;
+  const end = (): void => {
+    if (ending) process.exit(130);
+    ending = true;
+    void server.close().then(() => process.exit(0));
+  };
+  process.on("SIGTERM", end);
+  process.on("SIGINT", end);
+}
+
+const startedDirectly = process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url);
+if (startedDirectly) {
+  runUntilSignal().catch((error: unknown) => {
+    process.stderr.write(error instanceof AppError ? `error ${error.code}: ${error.message}\n` : `${error instanceof Error ? error.stack : String(error)}\n`);
+    process.exitCode = 1;
+  });
+}
