@@ -3,7 +3,6 @@ import type { TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { Run } from "../domain/job.js";
 import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
-import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
 import { resolveModel } from "./models.js";
 import type { Blobs, Catalogue, Store } from "./ports.js";
 import { rowsKey } from "./process-file.js";
