@@ -16,7 +16,7 @@ export interface DispatcherDeps extends WatchDeps {
    * Checks a run that is `validating_files` and moves it to `queued` or `failed`; leaves it while its files are
    * still being read. Called again until the run has moved.
    */
-  validate(run: Run): Promise<void>;
+  validate(run: Run): Promise<unknown>;
 }
 
 export interface DispatcherOptions extends SpecOptions {
