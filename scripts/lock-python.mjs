@@ -39,13 +39,21 @@ function parseLock(text) {
   const entries = [];
   for (const line of text.split("\n")) {
     if (/^[a-z0-9]/i.test(line)) entries.push({ spec: shorten(line.replace(/\s*\\$/, "")), hashes: [] });
-    else if (line.includes("--hash=")) entries.at(-1).hashes.push(line.trim().replace(/\s*\\$/, "").replace("--hash=", ""));
+    else if (line.includes("--hash="))
+      entries.at(-1).hashes.push(
+        line
+          .trim()
+          .replace(/\s*\\$/, "")
+          .replace("--hash=", ""),
+      );
   }
   return entries;
 }
 
 function print(entries) {
-  return entries.map(({ spec, hashes }) => [spec, ...[...hashes].sort().map((hash) => `    --hash=${hash}`)].join(" \\\n")).join("\n");
+  return entries
+    .map(({ spec, hashes }) => [spec, ...[...hashes].sort().map((hash) => `    --hash=${hash}`)].join(" \\\n"))
+    .join("\n");
 }
 
 const nameOf = (entry) => entry.spec.split("==")[0].trim();
@@ -76,7 +84,9 @@ function lockRuntime(uv, folder) {
   const entries = compile({ uv, folder, input, keep: readOr(lock, "") + readOr(cudaLock, "") });
   const torch = entries.find((entry) => nameOf(entry) === "torch").spec;
   if (!readFileSync(join(trainer, "requirements-cpu.lock"), "utf8").includes(`${torch}+cpu `)) {
-    throw new Error(`trainer/requirements-cpu.lock does not name ${torch}+cpu. Put the hashes of that release's CPU wheels there (\`pip hash FILE\`), or correct the pin in requirements.in.`);
+    throw new Error(
+      `trainer/requirements-cpu.lock does not name ${torch}+cpu. Put the hashes of that release's CPU wheels there (\`pip hash FILE\`), or correct the pin in requirements.in.`,
+    );
   }
   writeFileSync(lock, `${head}${print(entries.filter((entry) => !cudaOnly.test(nameOf(entry))))}\n`);
   writeFileSync(cudaLock, `${head}${print(entries.filter((entry) => cudaOnly.test(nameOf(entry))))}\n`);
@@ -87,7 +97,13 @@ function lockDev(uv, folder, runtime) {
   const lock = join(trainer, "requirements-dev.lock");
   const constraint = join(folder, "runtime.txt");
   writeFileSync(constraint, `${runtime.map((entry) => entry.spec).join("\n")}\n`);
-  const entries = compile({ uv, folder, input: join(trainer, "requirements-dev.in"), keep: readOr(lock, ""), constraint });
+  const entries = compile({
+    uv,
+    folder,
+    input: join(trainer, "requirements-dev.in"),
+    keep: readOr(lock, ""),
+    constraint,
+  });
   const known = new Set(runtime.map((entry) => nameOf(entry)));
   writeFileSync(lock, `${head}${print(entries.filter((entry) => !known.has(nameOf(entry))))}\n`);
 }

@@ -48,12 +48,18 @@ async function installPackages(root, tools) {
   const clean = await tools.run("npm", ["ci", ...quiet], { cwd: root, fix, tolerate: true });
   if (clean.code === 0) return;
   if (!/EUSAGE|from lock file/.test(clean.output)) {
-    throw new SetupError("setup_failed", `\`npm ci\` ended with exit code ${clean.code}:\n${clean.output.split("\n").slice(-15).join("\n")}\n${fix}`);
+    throw new SetupError(
+      "setup_failed",
+      `\`npm ci\` ended with exit code ${clean.code}:\n${clean.output.split("\n").slice(-15).join("\n")}\n${fix}`,
+    );
   }
   await tools.run("npm", ["install", "--no-save", ...quiet], { cwd: root, fix });
   if (!readFileSync(lockPath).equals(lock)) {
     writeFileSync(lockPath, lock);
-    throw new SetupError("setup_failed", "`npm install` wanted to change package-lock.json, so package.json and the lock disagree. Run `npm install`, look at the change, and commit both.");
+    throw new SetupError(
+      "setup_failed",
+      "`npm install` wanted to change package-lock.json, so package.json and the lock disagree. Run `npm install`, look at the change, and commit both.",
+    );
   }
   checkInstalled(root, JSON.parse(lock.toString()));
 }

@@ -1,6 +1,20 @@
 /** Steps of a set-up: said on stderr with seconds and size, run as child processes, one set-up at a time. */
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, utimesSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 
 /** A set-up that cannot go on. `code` is one of the error catalogue. */
@@ -44,11 +58,16 @@ export function createProgress({ out = process.stderr, live = out.isTTY === true
       const draw = () => {
         const text = `  ${label} … ${seconds(start)}${detail ? `  ${detail}` : ""}`;
         if (live) out.write(`${clear}${text.slice(0, (out.columns ?? 100) - 1)}`);
-        else if (Date.now() - lastSaid > quietMs) say(text), (lastSaid = Date.now());
+        else if (Date.now() - lastSaid > quietMs) {
+          say(text);
+          lastSaid = Date.now();
+        }
       };
       if (!live) say(`  ${label} …`);
       const timer = setInterval(draw, 200);
-      const tools = { run: (command, args, options) => runQuietly(command, args, { ...options, onDetail: (text) => (detail = text) }) };
+      const tools = {
+        run: (command, args, options) => runQuietly(command, args, { ...options, onDetail: (text) => (detail = text) }),
+      };
       let outcome;
       try {
         outcome = await work(tools);
@@ -66,7 +85,11 @@ export function createProgress({ out = process.stderr, live = out.isTTY === true
  * Runs a program with its output captured; throws SetupError `setup_failed` with the last lines when it ends badly.
  * The child shares our process group, so Ctrl-C ends it too; a signal sent to us alone is passed on.
  */
-export function runQuietly(command, args, { fix, cwd, env, detail = () => undefined, onDetail = () => {}, tolerate = false }) {
+export function runQuietly(
+  command,
+  args,
+  { fix, cwd, env, detail = () => undefined, onDetail = () => {}, tolerate = false },
+) {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { cwd, env: env ?? process.env, stdio: ["ignore", "pipe", "pipe"] });
     const lines = [];
@@ -99,13 +122,23 @@ export function runQuietly(command, args, { fix, cwd, env, detail = () => undefi
       settle();
     };
     const shown = [command.split("/").at(-1), ...args].join(" ");
-    child.on("error", (cause) => done(() => reject(new SetupError("setup_failed", `\`${shown}\` could not be started: ${cause.message}. ${fix}`))));
+    child.on("error", (cause) =>
+      done(() => reject(new SetupError("setup_failed", `\`${shown}\` could not be started: ${cause.message}. ${fix}`))),
+    );
     child.on("close", (code, signal) =>
       done(() => {
         const output = lines.join("\n");
         if (code === 0 || (tolerate && code !== null && !interrupted)) return resolve({ code, output });
-        if (interrupted || signal === "SIGINT" || signal === "SIGTERM") return reject(new SetupError("interrupted", "Set-up was interrupted. Run the same command again: it goes on from here."));
-        reject(new SetupError("setup_failed", `\`${shown}\` ended with ${signal ?? `exit code ${code}`}:\n${lines.slice(-15).join("\n")}\n${fix}`));
+        if (interrupted || signal === "SIGINT" || signal === "SIGTERM")
+          return reject(
+            new SetupError("interrupted", "Set-up was interrupted. Run the same command again: it goes on from here."),
+          );
+        reject(
+          new SetupError(
+            "setup_failed",
+            `\`${shown}\` ended with ${signal ?? `exit code ${code}`}:\n${lines.slice(-15).join("\n")}\n${fix}`,
+          ),
+        );
       }),
     );
   });

@@ -1,7 +1,16 @@
 /** Finds a fit Python and makes `.venv` from the hash-locked requirements. Plain Node: runs before node_modules exists. */
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { accessSync, constants, existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  constants,
+  existsSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { delimiter, isAbsolute, join } from "node:path";
 import { SetupError } from "./setup-progress.mjs";
 
@@ -9,7 +18,8 @@ const oldest = [3, 11];
 /** torch has no wheels for a Python newer than this. */
 const newest = [3, 14];
 const names = ["python3.13", "python3.12", "python3.11", "python3", "python"];
-const probe = "import sys, importlib.util as u; print(*sys.version_info[:3], int(u.find_spec('ensurepip') is not None))";
+const probe =
+  "import sys, importlib.util as u; print(*sys.version_info[:3], int(u.find_spec('ensurepip') is not None))";
 
 const howToInstall =
   "Debian or Ubuntu: `sudo apt-get install python3.11 python3.11-venv`; Fedora: `sudo dnf install python3.11`; macOS: `brew install python@3.13`.";
@@ -17,7 +27,10 @@ const range = `${oldest.join(".")} to ${newest.join(".")}`;
 
 /** Full path of a program on PATH (or of a path itself), or null. */
 function which(name, env) {
-  const places = isAbsolute(name) || name.includes("/") ? [name] : (env.PATH ?? "").split(delimiter).map((folder) => join(folder, name));
+  const places =
+    isAbsolute(name) || name.includes("/")
+      ? [name]
+      : (env.PATH ?? "").split(delimiter).map((folder) => join(folder, name));
   for (const place of places) {
     try {
       accessSync(place, constants.X_OK);
@@ -32,7 +45,11 @@ function which(name, env) {
 /** Version and whether it can make virtual environments; null when it does not run. */
 function inspect(path) {
   try {
-    const out = execFileSync(path, ["-c", probe], { encoding: "utf8", timeout: 20_000, stdio: ["ignore", "pipe", "ignore"] });
+    const out = execFileSync(path, ["-c", probe], {
+      encoding: "utf8",
+      timeout: 20_000,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
     const [major, minor, patch, venv] = out.trim().split(" ").map(Number);
     if (![major, minor, patch].every(Number.isInteger)) return null;
     return { path, major, minor, version: `${major}.${minor}.${patch}`, venv: venv === 1 };
@@ -51,7 +68,11 @@ export function findPython(env = process.env) {
   const asked = env.FETTLE_PYTHON;
   const candidates = asked ? [asked] : names;
   const source = asked ? `FETTLE_PYTHON names ${asked}` : `looked for ${names.join(", ")} on PATH`;
-  const found = candidates.map((name) => which(name, env)).filter((path) => path !== null).map(inspect).filter((one) => one !== null);
+  const found = candidates
+    .map((name) => which(name, env))
+    .filter((path) => path !== null)
+    .map(inspect)
+    .filter((one) => one !== null);
   if (found.length === 0) {
     throw new SetupError(
       "python_missing",
@@ -93,9 +114,18 @@ export function torchCuda(venv) {
   const lib = join(venv, "lib");
   for (const folder of existsSync(lib) ? readdirSync(lib) : []) {
     const file = join(lib, folder, "site-packages", "torch", "version.py");
-    if (existsSync(file)) return /^cuda\s*(?::[^=]*)?=\s*['"]([^'"]+)['"]/m.exec(readFileSync(file, "utf8"))?.[1] ?? null;
+    if (existsSync(file))
+      return /^cuda\s*(?::[^=]*)?=\s*['"]([^'"]+)['"]/m.exec(readFileSync(file, "utf8"))?.[1] ?? null;
   }
   return null;
+}
+
+/** True when `.venv` is a link of the user's, or holds what the lock files say. Changes nothing. */
+export function pythonReady(root) {
+  const venv = join(root, ".venv");
+  if (lstatSync(venv, { throwIfNoEntry: false })?.isSymbolicLink()) return existsSync(join(venv, "bin", "python"));
+  const stamp = existsSync(join(venv, "bin", "python")) ? readStamp(join(venv, "fettle-stamp.json")) : null;
+  return stamp !== null && !stamp.installing && stamp.runtime === sha256(join(root, "trainer", "requirements.lock"));
 }
 
 /** True when an NVIDIA driver is loaded or its tools are on PATH: a CUDA build of torch is then worth its size. */
@@ -107,9 +137,20 @@ function hasNvidia(env = process.env) {
 function stagesOf({ root, venv, dev }) {
   const lock = (name) => join(root, "trainer", name);
   return [
-    { key: "cpu", label: "torch for CPU", lock: lock("requirements-cpu.lock"), optional: true, wanted: () => process.platform === "linux" && !hasNvidia() },
+    {
+      key: "cpu",
+      label: "torch for CPU",
+      lock: lock("requirements-cpu.lock"),
+      optional: true,
+      wanted: () => process.platform === "linux" && !hasNvidia(),
+    },
     { key: "runtime", label: "Python packages", lock: lock("requirements.lock"), wanted: () => true },
-    { key: "cuda", label: "CUDA libraries", lock: lock("requirements-cuda.lock"), wanted: () => torchCuda(venv) !== null },
+    {
+      key: "cuda",
+      label: "CUDA libraries",
+      lock: lock("requirements-cuda.lock"),
+      wanted: () => torchCuda(venv) !== null,
+    },
     { key: "dev", label: "Python packages for tests", lock: lock("requirements-dev.lock"), wanted: () => dev },
   ];
 }
@@ -138,6 +179,7 @@ export async function setUpPython({ root, dev, progress }) {
     writeFileSync(stampPath, JSON.stringify(stamp));
     changed = true;
   }
+  if (changed) await compile({ venv, python, progress });
   return { changed, python };
 }
 
@@ -145,11 +187,23 @@ async function makeEnvironment({ venv, stampPath, progress }) {
   const base = findPython();
   await progress.step(`Python ${base.version} environment`, async (tools) => {
     rmSync(venv, { recursive: true, force: true });
-    await tools.run(base.path, ["-m", "venv", venv], { fix: `Check that ${venv} can be written and that \`${base.path} -m venv\` works.` });
+    await tools.run(base.path, ["-m", "venv", venv], {
+      fix: `Check that ${venv} can be written and that \`${base.path} -m venv\` works.`,
+    });
   });
   const stamp = { python: base.version };
   writeFileSync(stampPath, JSON.stringify(stamp));
   return stamp;
+}
+
+/** On all cores, which pip does not: without it each process that imports torch and transformers starts twice as slowly. */
+async function compile({ venv, python, progress }) {
+  const work = async (tools) => {
+    const args = ["-m", "compileall", "-q", "-j", "0", "-x", "/tests?/|/testing/", join(venv, "lib")];
+    // Some packages ship templates that are no valid Python: those stay as they are.
+    await tools.run(python, args, { fix: "Run the same command again.", tolerate: true });
+  };
+  await progress.step("Compiling Python packages", work, venv);
 }
 
 /** "torch-2.13.0-cp311-….whl (526.3 MB)" of pip's talk as "torch 2.13.0 (526.3 MB)". */
@@ -161,13 +215,29 @@ function pipDetail(line) {
 }
 
 async function install({ venv, stage, progress }) {
-  const args = ["-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"];
+  const args = [
+    "-m",
+    "pip",
+    "install",
+    "--require-hashes",
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--no-input",
+    "--no-compile",
+    "--progress-bar",
+    "off",
+  ];
   const work = async (tools) => {
-    const done = await tools.run(join(venv, "bin", "python"), [...args, "--disable-pip-version-check", "-r", stage.lock], {
-      fix: "Check the network and pip's own settings (`pip config list`), then run the same command again: finished downloads are kept.",
-      detail: pipDetail,
-      tolerate: stage.optional,
-    });
+    const done = await tools.run(
+      join(venv, "bin", "python"),
+      [...args, "--disable-pip-version-check", "-r", stage.lock],
+      {
+        fix: "Check the network and pip's own settings (`pip config list`), then run the same command again: finished downloads are kept.",
+        detail: pipDetail,
+        tolerate: stage.optional,
+      },
+    );
     return done.code === 0 ? undefined : "none in reach";
   };
   await progress.step(stage.label, work, venv);

@@ -29,7 +29,8 @@ export async function setUp({ profile = "runtime", root = repository, progress =
     const python = profile === "client" ? null : await setUpPython({ root, dev: profile === "test", progress });
     return { changed: node.changed || python?.changed === true, python: python?.python ?? null };
   };
-  const onWait = (holder) => progress.say(`  Another set-up of this folder is at work (process ${holder}); waiting for it.`);
+  const onWait = (holder) =>
+    progress.say(`  Another set-up of this folder is at work (process ${holder}); waiting for it.`);
   return withLock(join(root, ".cache", "setup.lock"), { onWait, work });
 }
 

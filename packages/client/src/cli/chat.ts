@@ -1,0 +1,116 @@
+/** `chat` and `classify`: asking a model from the terminal. */
+import { createInterface } from "node:readline/promises";
+import type { RequestMessage } from "@fettle/contract";
+import type { ChatRequest } from "../fettle.js";
+import type { Context } from "./context.js";
+import { exitCodes, usageError } from "./exit.js";
+import { printable, table } from "./text.js";
+
+export interface ChatOptions {
+  system?: string;
+  temperature?: number;
+  maxTokens?: number;
+  seed?: number;
+}
+
+export interface Stdin {
+  isTTY: boolean;
+  readAll(): Promise<string>;
+}
+
+export const processStdin: Stdin = {
+  get isTTY() {
+    return process.stdin.isTTY === true;
+  },
+  async readAll() {
+    const chunks: Buffer[] = [];
+    for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
+    return Buffer.concat(chunks).toString("utf8");
+  },
+};
+
+/** With a prompt (or piped stdin) one answer; at a terminal without one, a conversation until Ctrl-D. */
+export async function chat(
+  context: Context,
+  { model, prompt }: { model: string; prompt: string | undefined },
+  options: ChatOptions,
+  stdin: Stdin = processStdin,
+): Promise<number> {
+  const request = (messages: RequestMessage[]): ChatRequest => ({
+    model,
+    messages,
+    ...(options.temperature !== undefined && { temperature: options.temperature }),
+    ...(options.maxTokens !== undefined && { max_completion_tokens: options.maxTokens }),
+    ...(options.seed !== undefined && { seed: options.seed }),
+  });
+  const system: RequestMessage[] = options.system === undefined ? [] : [{ role: "system", content: options.system }];
+  const text = prompt ?? (stdin.isTTY ? undefined : (await stdin.readAll()).trimEnd());
+  if (text === "") throw usageError("The prompt is empty: give it as the second argument, or pipe it in.");
+  if (text !== undefined) {
+    await answer(context, request([...system, { role: "user", content: text }]));
+    return exitCodes.ok;
+  }
+  if (context.json) throw usageError("--json needs a prompt: give it as the second argument, or pipe it in.");
+  return converse(context, (messages) => request([...system, ...messages]));
+}
+
+/** Prints the answer as it comes; with `--json` the whole completion as one document. */
+async function answer(context: Context, request: ChatRequest): Promise<string> {
+  if (context.json) {
+    const completion = await context.client.chat.complete(request, { signal: context.signal });
+    context.result(completion, "");
+    return completion.choices[0]?.message.content ?? "";
+  }
+  let whole = "";
+  for await (const chunk of context.client.chat.stream(request, { signal: context.signal })) {
+    const piece = chunk.choices[0]?.delta.content ?? "";
+    whole += piece;
+    context.terminal.stdout(printable(piece));
+  }
+  context.terminal.stdout("\n");
+  return whole;
+}
+
+async function converse(context: Context, request: (messages: RequestMessage[]) => ChatRequest): Promise<number> {
+  const messages: RequestMessage[] = [];
+  const lines = createInterface({ input: process.stdin, output: process.stderr });
+  context.say("Ctrl-D ends the conversation.");
+  try {
+    lines.setPrompt("> ");
+    lines.prompt();
+    for await (const line of lines) {
+      if (line.trim() !== "") {
+        messages.push({ role: "user", content: line });
+        messages.push({ role: "assistant", content: await answer(context, request(messages)) });
+      }
+      lines.prompt();
+    }
+  } finally {
+    lines.close();
+  }
+  return exitCodes.ok;
+}
+
+/** Texts from the arguments, else one a line from piped stdin. */
+export async function classify(
+  context: Context,
+  { model, texts }: { model: string; texts: string[] },
+  stdin: Stdin = processStdin,
+): Promise<number> {
+  const input =
+    texts.length > 0
+      ? texts
+      : stdin.isTTY
+        ? []
+        : (await stdin.readAll()).split("\n").filter((line) => line.trim() !== "");
+  if (input.length === 0)
+    throw usageError("No text to classify: give texts as arguments, or pipe them in, one a line.");
+  const result = await context.client.classify({ model, input }, { signal: context.signal });
+  const rows = result.data.map((one) => [
+    printable(one.label),
+    one.probability.toFixed(4),
+    printable((input[one.index] ?? "").replaceAll("\n", " ")).slice(0, 80),
+  ]);
+  context.result(result, table(["LABEL", "PROBABILITY", "TEXT"], rows));
+  return exitCodes.ok;
+}
