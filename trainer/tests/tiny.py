@@ -1,5 +1,13 @@
 """Tiny random models and a tokenizer trained in the test: what every test trains on."""
 
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -68,3 +76,141 @@ def make_tokenizer(
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = template
     return tokenizer
+
+
+def make_decoder(folder: Path, kind: str = "llama", template: str | None = CHATML) -> Path:
+    """A random decoder with its tokenizer, saved. About 60 thousand weights."""
+    tokenizer = make_tokenizer(template)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+    wide = {**shape, "intermediate_size": 48, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "head_dim": 8}
+    ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+    configs: dict[str, Any] = {
+        "llama": lambda: transformers.LlamaConfig(**wide, **ids),
+        "qwen2": lambda: transformers.Qwen2Config(**wide, **ids),
+        "qwen3": lambda: transformers.Qwen3Config(**wide, **ids),
+        "gemma3": lambda: transformers.Gemma3TextConfig(
+            **wide, **ids, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "gpt2": lambda: transformers.GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=3
+        ),
+    }
+    return save(transformers.AutoModelForCausalLM, configs[kind](), tokenizer, folder)
+
+
+def save(loader: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = loader.from_config(config)
+    # Random models of small width have nearly uniform logits; spread them so that a wrong mask shows.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps({"line": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows, 1))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def chat_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Conversations of one to three turns with answers that can be learnt."""
+    random_ = random.Random(seed)
+    words = " ".join(CORPUS[:2]).split()
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        messages: list[dict[str, Any]] = [{"role": "system", "content": "answer every question"}]
+        for _ in range(random_.randint(1, 3)):
+            question = " ".join(random_.choices(words, k=random_.randint(1, 12))) + f" {index}"
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": question.split()[0] + " lazy dog"})
+        rows.append({"messages": messages})
+    return rows
+
+
+def class_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    random_ = random.Random(seed)
+    topics = {"billing": ["refund", "invoice", "late"], "login": ["password", "login", "broken"], "other": ["fox", "dog"]}
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        label = list(topics)[index % 3]
+        words = random_.choices(topics[label], k=random_.randint(1, 5)) + random_.choices(CORPUS[0].split(), k=3)
+        rows.append({"text": " ".join(words) + f" {index}", "label": label})
+    return rows
+
+
+def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    random_ = random.Random(seed)
+    words = CORPUS[0].split()
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        chosen = random_.choices(words, k=random_.randint(2, 7))
+        rows.append({"prompt": " ".join(chosen) + f" {index}", "completion": chosen[0] + " the fox"})
+    return rows
+
+
+LABELS = ["billing", "login", "other"]
+
+
+def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """A spec as the server writes it; `changes` by dotted names with `__` for the dot."""
+    spec: dict[str, Any] = {
+        "version": 1,
+        "run_id": "run_1",
+        "attempt": 1,
+        "task": "chat",
+        "method": "lora",
+        "base_model": {"name": "tiny", "path": str(model), "family": "decoder", "adapter_path": None},
+        "data": {
+            "train_path": str(rows),
+            "train_sha256": hashlib.sha256(rows.read_bytes()).hexdigest(),
+            "validation_path": None,
+            "labels": None,
+        },
+        "output_dir": str(output),
+        "hyperparameters": {
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 0.01,
+            "lr_scheduler_type": "linear",
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.01,
+            "max_grad_norm": 1.0,
+            "label_smoothing_factor": 0.0,
+            "dropout": None,
+            "max_length": 128,
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.0,
+            "target_modules": "all-linear",
+            "early_stopping_patience": 0,
+            "eval_steps": 0,
+        },
+        "seed": 7,
+        "runtime": {
+            "device": "cpu",
+            "dtype": "float32",
+            "num_threads": 1,
+            "checkpoint_seconds": 3600,
+            "checkpoint_steps": 0,
+            "keep_checkpoints": 3,
+            "heartbeat_seconds": 0.5,
+        },
+    }
+    for name, value in changes.items():
+        place = spec
+        *parents, leaf = name.split("__")
+        for parent in parents:
+            place = place[parent]
+        assert leaf in place, name
+        place[leaf] = value
+    return spec
+
+
+def read_events(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "events.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -44,6 +44,15 @@ class TrainingSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassificationText:
+    """`types`: 0 and 1 for the first and second text; empty for a single text."""
+
+    ids: list[int]
+    types: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Turn:
     """The assistant's turn `message` in the rendered text: characters [start, end)."""
 
@@ -116,6 +125,17 @@ class PromptEncoder:
         if not ids:
             raise PromptError("empty_text", "The text is empty: write at least one word.")
         return ids
+
+    def classification_text(self, text: str, text_pair: str | None, max_length: int) -> ClassificationText:
+        """As `classification_ids`, cut to `max_length` with its closing control tokens kept, and token types
+        of a pair."""
+        ids, types = self.tokens.encode_pair(text, text_pair)
+        if not ids:
+            raise PromptError("empty_text", "The text is empty: write at least one word.")
+        if len(ids) <= max_length:
+            return ClassificationText(ids, types, truncated=False)
+        ids, types = self.tokens.encode_pair(text, text_pair, max_length)
+        return ClassificationText(ids, types, truncated=True)
 
     def seq2seq_source(self, text: str) -> list[int]:
         """Encoder ids of a seq2seq model."""

@@ -118,6 +118,23 @@ class SafeTokenizer:
         encoded = self.raw(text, text_pair, add_special_tokens=True, split_special_tokens=True)
         return cast("list[int]", encoded["input_ids"])
 
+    def encode_pair(
+        self, text: str, text_pair: str | None, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids as `encode_plain`, cut to `max_length`, and token types when there are two texts."""
+        encoded = self.raw(
+            text,
+            text_pair,
+            add_special_tokens=True,
+            split_special_tokens=True,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_token_type_ids=text_pair is not None,
+            verbose=False,
+        )
+        types = cast("list[int]", encoded.get("token_type_ids") or [])
+        return cast("list[int]", encoded["input_ids"]), types
+
     def encode_bare(self, text: str) -> list[int]:
         """Ids of plain text, nothing put around it."""
         return self._encode_piece(text, parse_control=False, offsets=False).ids

@@ -1,0 +1,229 @@
+"""LoRA: low-rank changes of linear layers, trained here, read and written in PEFT's format.
+
+y = W x + (alpha / r) * B A x          A: r x in, B: out x r, W frozen      (Hu et al. 2021, section 4.1)
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .failure import TrainFailure
+
+_PREFIX = "base_model.model."
+_TASK_TYPES = {"chat": "CAUSAL_LM", "classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """`modules_to_save`: modules trained whole and kept in the adapter (a new classification head)."""
+
+    r: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...] | None
+    modules_to_save: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.r
+
+
+class LoraLinear(nn.Module):
+    """Stands in for a linear layer (or GPT-2's Conv1D, whose weight is in x out)."""
+
+    def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        weight = cast("Tensor", base.weight)
+        self.transposed = type(base).__name__ == "Conv1D"
+        wide, tall = weight.shape if self.transposed else (weight.shape[1], weight.shape[0])
+        self.base = base
+        self.scale = settings.scale
+        self.dropout = settings.dropout
+        down = torch.empty(settings.r, wide)
+        bound = 1 / math.sqrt(wide)  # kaiming_uniform with a = sqrt(5), as PEFT
+        down.uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(down.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(tall, settings.r, device=weight.device))
+
+    @property
+    def weight(self) -> Tensor:
+        """Some models look at a layer's weight for its type."""
+        return cast("Tensor", self.base.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = cast("Tensor", self.base(x))
+        if self.dropout and self.training:
+            x = functional.dropout(x, self.dropout)
+        low = functional.linear(x.to(self.lora_A.dtype), self.lora_A)
+        if y.dtype != low.dtype:
+            return y + functional.linear(low, self.lora_B * self.scale)
+        # One GEMM that adds into the base's result.
+        flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale)
+        return flat.view(y.shape)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """W + scale * B A in the base's own layout and type, added in fp32."""
+        change = self.scale * (self.lora_B.float() @ self.lora_A.float())
+        weight = self.weight
+        return (weight.float() + (change.t() if self.transposed else change)).to(weight.dtype)
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All layers LoRA can change, in model order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+
+
+def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str]) -> list[str]:
+    """Full names of the layers to adapt. `None` is all-linear: every linear layer but the output head and
+    `kept`. Raises TrainFailure naming the layers there are."""
+    linear = linear_modules(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = tuple(f"{name}." for name in kept)
+    free = [
+        name
+        for name, module in linear.items()
+        if module is not head and name not in kept and not name.startswith(inside)
+    ]
+    if targets is None:
+        return free
+    chosen = [name for name in free if any(name == one or name.endswith(f".{one}") for one in targets)]
+    unused = [one for one in targets if not any(name == one or name.endswith(f".{one}") for name in free)]
+    if unused or not chosen:
+        known = sorted({name.rsplit(".", 1)[-1] for name in free})
+        raise TrainFailure(
+            "incompatible_method",
+            f"target_modules names {unused[0] if unused else 'nothing'!r}, which this model does not have.",
+            f"Use 'all-linear', or some of: {', '.join(known)}.",
+        )
+    return chosen
+
+
+def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
+    """Freezes the base, puts LoRA over the chosen layers, thaws modules_to_save. Returns the layers' names."""
+    names = choose_targets(model, settings.targets, settings.modules_to_save)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, leaf, LoraLinear(getattr(owner, leaf), settings, generator))
+    for name in settings.modules_to_save:
+        for parameter in model.get_submodule(name).parameters():
+            # Trained weights stay in fp32, whatever the frozen ones are.
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return names
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def adapter_tensors(model: Any, settings: LoraSettings) -> dict[str, Tensor]:
+    """What adapter_model.safetensors holds, in PEFT's names."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in lora_layers(model):
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+    for name in settings.modules_to_save:
+        for leaf, value in model.get_submodule(name).state_dict().items():
+            tensors[f"{_PREFIX}{name}.{leaf}"] = value
+    return tensors
+
+
+def adapter_config(model: Any, settings: LoraSettings, task: str, base_name: str) -> dict[str, Any]:
+    """adapter_config.json as PEFT 0.21 reads it."""
+    names = [name for name, _ in lora_layers(model)]
+    return {
+        "peft_type": "LORA",
+        "task_type": _TASK_TYPES[task],
+        "base_model_name_or_path": base_name,
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": _short_names(model, names, settings.modules_to_save),
+        "modules_to_save": list(settings.modules_to_save) or None,
+        "bias": "none",
+        "fan_in_fan_out": any(layer.transposed for _, layer in lora_layers(model)),
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _short_names(model: nn.Module, names: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Last parts (`q_proj`), which other tools prefer, where they mean exactly these layers; else full names."""
+    leaves = {name.rsplit(".", 1)[-1] for name in names}
+    plain = [name.removesuffix(".base") for name in linear_modules(model)]
+    inside = tuple(f"{name}." for name in kept)
+    # PEFT never adapts what lies in modules_to_save.
+    meant = [
+        n for n in plain if n.rsplit(".", 1)[-1] in leaves and n not in kept and not n.startswith(inside)
+    ]
+    return sorted(leaves) if set(meant) == set(names) else list(names)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = cast("dict[str, Any]", json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    return config, load_file(folder / "adapter_model.safetensors")
+
+
+def settings_of(config: dict[str, Any]) -> LoraSettings:
+    """From adapter_config.json. Raises TrainFailure for kinds of adapter we do not read."""
+    strange = [key for key in ("use_dora", "use_rslora", "alora_invocation_tokens") if config.get(key)]
+    strange += [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+    targets = config.get("target_modules")
+    if config.get("peft_type") != "LORA" or strange or config.get("bias", "none") != "none":
+        raise TrainFailure(
+            "incompatible_method",
+            f"The adapter ({', '.join(strange) or config.get('peft_type')}) is of a kind that cannot be trained on.",
+            "Start from the base model, or from a plain LoRA adapter.",
+        )
+    return LoraSettings(
+        r=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        dropout=float(config.get("lora_dropout", 0.0)),
+        targets=None if targets in (None, "all-linear") else tuple(cast("list[str]", targets)),
+        modules_to_save=tuple(cast("list[str]", config.get("modules_to_save") or [])),
+    )
+
+
+@torch.no_grad()
+def load_adapter(model: Any, settings: LoraSettings, tensors: dict[str, Tensor]) -> None:
+    """Copies an adapter's tensors into the layers of `add_lora`. Raises TrainFailure when they do not fit."""
+    own = adapter_tensors(model, settings)
+    missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+    if missing or foreign or wrong:
+        raise TrainFailure(
+            "incompatible_method",
+            f"The adapter does not fit this model at {(missing + foreign + wrong)[0].removeprefix(_PREFIX)}.",
+            "Use the base model, target_modules and lora_r the adapter was made with.",
+        )
+    for name, value in own.items():
+        value.copy_(tensors[name])
+
+
+@torch.no_grad()
+def merge_lora(model: Any) -> None:
+    """Folds each change into its layer and puts the plain layer back."""
+    for name, layer in list(lora_layers(model)):
+        parent, _, leaf = name.rpartition(".")
+        cast("Tensor", layer.base.weight).copy_(layer.merged_weight())
+        setattr(model.get_submodule(parent), leaf, layer.base)

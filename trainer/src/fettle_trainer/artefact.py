@@ -1,0 +1,235 @@
+"""What a run leaves: a PEFT adapter or a whole model folder, plus fettle.json; and the proof that it loads."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .adapters import adapter_config, adapter_tensors, add_lora, load_adapter, merge_lora, read_adapter, settings_of
+from .collate import Collator
+from .data import TokenRows, file_sha256
+from .device import Compute, dtype_name, dtype_of
+from .failure import TrainFailure
+from .model_folder import check_adapter_folder, check_model_folder
+from .models import Loaded, load_model, load_prompts
+from .spec import Family, Task, TrainSpec
+from .step import Stepper
+from .tensor_files import read_metadata, read_tensors, sync, write_tensors
+
+FOLDER = "artefact"
+_PROBE_ROWS = 4
+# Largest difference of a logit, as a share of the largest logit. Packed and single rows sum in another order.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+_VERIFY_SECONDS = 1800
+
+
+def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
+    """Writes <output_dir>/artefact, whole or not at all. Raises OSError or TensorFileError when the disk is full."""
+    partial = output_dir / f".{FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if loaded.lora is not None:
+            write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
+            config = adapter_config(loaded.model, loaded.lora, spec.task, spec.base_model.path)
+            _write_json(partial / "adapter_config.json", config)
+        else:
+            save_model(loaded.model, loaded.prompts.raw, partial)
+        _write_json(partial / "fettle.json", _facts(loaded, spec))
+        sync(partial)
+        final = output_dir / FOLDER
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync(output_dir)
+    return final
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A folder every tool of the Hugging Face family loads."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        if path.is_file():
+            sync(path)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Of names and contents of all files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _facts(loaded: Loaded, spec: TrainSpec) -> dict[str, Any]:
+    generation = getattr(loaded.model, "generation_config", None)
+    return {
+        "version": 1,
+        "run_id": spec.run_id,
+        "task": spec.task,
+        "method": spec.method,
+        "family": spec.base_model.family,
+        "base_model": spec.base_model.name,
+        "labels": None if spec.data.labels is None else list(spec.data.labels),
+        "stop_token_ids": loaded.prompts.stop_ids(getattr(generation, "eos_token_id", None)),
+        "chat_template_sha256": loaded.prompts.template_hash(),
+        "max_length": loaded.max_length,
+    }
+
+
+# ---------------------------------------------------------------- proof
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Rows and the logits the trained model gives for them, in `path`."""
+
+    path: Path
+    task: Task
+    dtype: str
+
+
+def write_probe(loaded: Loaded, stepper: Stepper, spec: TrainSpec, rows: TokenRows, compute: Compute) -> Probe:
+    """Answers of the model in memory, before it is forgotten."""
+    chosen = sorted(range(len(rows)), key=lambda row: (rows.lengths[row], row))[:_PROBE_ROWS]
+    some = rows.select(chosen)
+    loaded.model.eval()
+    with torch.no_grad():
+        batch = stepper.collate(some, range(len(some))).to(compute.device)
+        logits = stepper.logits(batch).float()
+    tensors = {
+        "ids": some.ids,
+        "starts": some.starts,
+        "aux": some.aux,
+        "aux_starts": some.aux_starts,
+        "labels": some.labels,
+        "lines": some.lines,
+        "groups": some.groups,
+        "logits": logits,
+    }
+    path = Path(spec.output_dir) / "cache" / "probe.safetensors"
+    dtype = dtype_name(compute.dtype)
+    write_tensors(path, tensors, {"task": spec.task, "dtype": dtype, "device": compute.device.type})
+    return Probe(path, spec.task, dtype)
+
+
+def verify_in_fresh_process(artefact: Path, base: Path, probe: Path) -> float:
+    """Largest difference. Raises TrainFailure (`artefact_mismatch`) when it is too large or loading fails."""
+    command = [sys.executable, "-m", "fettle_trainer", "verify", "--json"]
+    command += ["--artefact", str(artefact), "--base", str(base), "--probe", str(probe)]
+    package = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=_VERIFY_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise _mismatch(f"it could not be loaded: {done.stderr.strip()[-800:]}")
+    return float(json.loads(done.stdout.splitlines()[-1])["max_abs_diff"])
+
+
+def verify(artefact: Path, base: Path, probe: Path) -> float:
+    """Loads the artefact and answers the probe row by row, unpacked. Raises TrainFailure."""
+    facts = read_metadata(probe)
+    stored = read_tensors(probe)
+    expected = stored.pop("logits")
+    rows = TokenRows(**stored)
+    task, dtype = cast("Task", facts["task"]), dtype_of(facts["dtype"])
+    loaded = load_artefact(artefact, base, dtype)
+    loaded.model.to(facts["device"])
+    stepper = Stepper(loaded, task, dtype, 0.0)
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for row in range(len(rows)):
+            batch = stepper.collate(rows, [row]).to(torch.device(facts["device"]))
+            parts.append(stepper.logits(batch).float().cpu())
+    difference = float((torch.cat(parts) - expected).abs().max())
+    allowed = _TOLERANCE[facts["dtype"]] * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:
+        raise _mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
+    return difference
+
+
+def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
+    """The tuned model for answering, from an adapter folder and its base, or from a whole model folder."""
+    facts = cast("dict[str, Any]", json.loads((artefact / "fettle.json").read_text(encoding="utf-8")))
+    task, family = cast("Task", facts["task"]), cast("Family", facts["family"])
+    labels = None if facts["labels"] is None else tuple(cast("list[str]", facts["labels"]))
+    is_adapter = (artefact / "adapter_config.json").is_file()
+    folder = base if is_adapter else artefact
+    check_model_folder(folder)
+    model, heads = load_model(folder, task, labels, dtype if is_adapter else torch.float32)
+    settings = None
+    if is_adapter:
+        check_adapter_folder(artefact)
+        config, tensors = read_adapter(artefact)
+        settings = settings_of(config)
+        add_lora(model, settings, seed=0)
+        load_adapter(model, settings, tensors)
+    model.eval()
+    prompts = load_prompts(folder)
+    pad = prompts.raw.pad_token_id
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return Loaded(
+        model=model,
+        prompts=prompts,
+        family=family,
+        head_modules=heads,
+        packed=False,
+        lora=settings,
+        max_length=int(facts["max_length"]),
+        pad_id=0 if pad is None else pad,
+        start_id=(pad or 0) if start is None else int(start),
+    )
+
+
+def merge(base: Path, adapter: Path, out: Path) -> float:
+    """Writes base plus adapter as a whole model folder; returns the largest change of a logit by merging.
+    Raises TrainFailure."""
+    if out.exists() and any(out.iterdir()):
+        raise TrainFailure("conflict", f"{out} exists and is not empty.", "Give a new folder.")
+    loaded = load_artefact(adapter, base, torch.float32)
+    ids = torch.randint(0, int(loaded.model.config.get_text_config().vocab_size), (1, 16))
+    inputs = {"input_ids": ids}
+    if loaded.model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :4]
+    with torch.no_grad():
+        apart = cast("Tensor", loaded.model(**inputs).logits)
+        merge_lora(loaded.model)
+        together = cast("Tensor", loaded.model(**inputs).logits)
+    out.mkdir(parents=True, exist_ok=True)
+    save_model(loaded.model, loaded.prompts.raw, out)
+    facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
+    _write_json(out / "fettle.json", {**facts, "method": "merged"})
+    return float((apart - together).abs().max())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mismatch(why: str) -> TrainFailure:
+    return TrainFailure(
+        "artefact_mismatch",
+        f"The saved model does not answer as the trained one did: {why}.",
+        "Run it again; if it happens twice, report it with the run's log.",
+    )

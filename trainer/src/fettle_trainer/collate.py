@@ -1,0 +1,184 @@
+"""Which rows make a step, and the tensors of a micro-batch.
+
+    epoch order ── windows (one optimiser step each) ── micro-batches
+
+The windows depend on the number of rows per step alone, never on how a step is cut into micro-batches, so
+that 8 x 1, 4 x 2 and 1 x 8 see the same rows and give the same gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import TokenRows
+from .spec import Task
+
+# Rows sorted by length together, in windows: enough to make padding rare, few enough to stay shuffled.
+_WINDOWS_SORTED = 32
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch.
+
+    Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L with `attention_mask`.
+    `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
+    one position a row, its last token when packed, and the classes as targets.
+    `num_tokens`: real tokens in it, source and target.
+    """
+
+    input_ids: Tensor
+    gather_N: Tensor
+    targets_N: Tensor
+    num_tokens: int
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...] | None = None
+    position_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    decoder_input_ids: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), Tensor)
+        }
+        kept = {name: getattr(self, name) for name in self.__slots__ if name not in moved}
+        return Batch(**moved, **kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """`pad_id` and `start_id` are only read where rows are padded."""
+
+    task: Task
+    packed: bool
+    pad_id: int
+    start_id: int = 0
+
+    def __call__(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
+        if self.task == "seq2seq":
+            return self._seq2seq(rows, chosen)
+        return self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
+
+    def _packed(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
+        parts, positions, gather, targets, lengths, start = [], [], [], [], [], 0
+        for row in chosen:
+            ids = rows.ids_of(row)
+            used, places, wanted = self._supervised(rows, row, ids)
+            parts.append(used)
+            positions.append(torch.arange(len(used)))
+            gather.append(places + start)
+            targets.append(wanted)
+            lengths.append(len(used))
+            start += len(used)
+        return Batch(
+            input_ids=torch.cat(parts)[None],
+            position_ids=torch.cat(positions)[None],
+            lengths=tuple(lengths),
+            gather_N=torch.cat(gather),
+            targets_N=torch.cat(targets),
+            num_tokens=_num_tokens(rows, chosen),
+            rows=tuple(chosen),
+        )
+
+    def _supervised(self, rows: TokenRows, row: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens to feed, positions that predict, and what they predict."""
+        if self.task == "classification":
+            return ids, torch.tensor([len(ids) - 1]), rows.labels[row : row + 1]
+        # Token j is predicted at j - 1; the last token predicts nothing and is not fed.
+        places = rows.aux_of(row)[1:].nonzero()[:, 0]
+        return ids[:-1], places, ids[1:][places]
+
+    def _padded(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
+        feeds = [self._supervised(rows, row, rows.ids_of(row)) for row in chosen]
+        input_ids, mask = _pad([used for used, _, _ in feeds], self.pad_id)
+        width = input_ids.shape[1]
+        classify = self.task == "classification"
+        types = None
+        if classify and any(len(rows.aux_of(row)) for row in chosen):
+            given = [
+                aux if len(aux := rows.aux_of(row)) else torch.zeros_like(rows.ids_of(row)) for row in chosen
+            ]
+            types, _ = _pad(given, 0)
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=mask,
+            token_type_ids=types,
+            gather_N=torch.cat([places + index * width for index, (_, places, _) in enumerate(feeds)]),
+            targets_N=torch.cat([wanted for _, _, wanted in feeds]),
+            num_tokens=_num_tokens(rows, chosen),
+            rows=tuple(chosen),
+        )
+
+    def _seq2seq(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
+        input_ids, mask = _pad([rows.ids_of(row) for row in chosen], self.pad_id)
+        targets = [rows.aux_of(row) for row in chosen]
+        labels, _ = _pad(targets, IGNORED)
+        # The decoder reads its own target one step late.
+        late = [torch.cat([torch.tensor([self.start_id]), target[:-1]]) for target in targets]
+        decoder_input_ids, _ = _pad(late, self.pad_id)
+        flat = labels.flatten()
+        gather = (flat != IGNORED).nonzero()[:, 0]
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=mask,
+            decoder_input_ids=decoder_input_ids,
+            gather_N=gather,
+            targets_N=flat[gather],
+            num_tokens=_num_tokens(rows, chosen),
+            rows=tuple(chosen),
+        )
+
+
+def _pad(parts: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:
+    """B x L filled up on the right with `value`, and its mask: by length, never by id."""
+    lengths = torch.tensor([len(part) for part in parts])
+    width = int(lengths.max())
+    padded = torch.full((len(parts), width), value, dtype=torch.long)
+    for index, part in enumerate(parts):
+        padded[index, : len(part)] = part
+    return padded, (torch.arange(width)[None] < lengths[:, None]).long()
+
+
+def _num_tokens(rows: TokenRows, chosen: Sequence[int]) -> int:
+    return sum(rows.num_tokens(row) for row in chosen)
+
+
+def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
+    return -(-num_rows // rows_per_step)
+
+
+def epoch_windows(rows: TokenRows, rows_per_step: int, seed: int, *, by_length: bool) -> list[list[int]]:
+    """Rows of each optimiser step of one epoch. `by_length` puts rows of like length into one step (padded
+    models); otherwise the order is plainly random. Each window is longest first."""
+    generator = torch.Generator().manual_seed(seed)
+    order = [int(i) for i in torch.randperm(len(rows), generator=generator)]
+    lengths = rows.lengths
+    if by_length:
+        span = rows_per_step * _WINDOWS_SORTED
+        order = [
+            row
+            for start in range(0, len(order), span)
+            for row in sorted(order[start : start + span], key=lambda row: (-lengths[row], row))
+        ]
+    windows = [order[start : start + rows_per_step] for start in range(0, len(order), rows_per_step)]
+    if by_length and len(windows) > 1:
+        windows = [windows[int(i)] for i in torch.randperm(len(windows), generator=generator)]
+    return [sorted(window, key=lambda row: (-lengths[row], row)) for window in windows]
+
+
+def micro_batches(window: Sequence[int], rows_per_batch: int) -> list[list[int]]:
+    return [list(window[start : start + rows_per_batch]) for start in range(0, len(window), rows_per_batch)]
+
+
+def evaluation_batches(rows: TokenRows, rows_per_batch: int) -> list[list[int]]:
+    """All rows once, longest first, so that a lack of memory shows at once."""
+    order = sorted(range(len(rows)), key=lambda row: (-rows.lengths[row], row))
+    return micro_batches(order, rows_per_batch)

@@ -1,0 +1,67 @@
+"""Where and in which number type to train."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from .failure import TrainFailure
+from .spec import Runtime
+
+# Below this gain bf16 costs precision for nothing.
+_WORTHWHILE = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """`reason` says in words why this dtype; it goes into the run's log."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_compute(runtime: Runtime, known_dtype: str | None = None) -> Compute:
+    """`known_dtype`: what an earlier attempt chose; kept, so that a resumed run gives the same bits.
+    fp16 is never chosen. Raises TrainFailure when CUDA is asked for and absent."""
+    cuda = torch.cuda.is_available()
+    if runtime.device == "cuda" and not cuda:
+        raise TrainFailure(
+            "incompatible_method",
+            "runtime.device is 'cuda', but PyTorch sees no CUDA device here.",
+            "Use device 'auto' or 'cpu', or install a CUDA build of PyTorch and the driver.",
+        )
+    device = torch.device("cuda" if cuda and runtime.device != "cpu" else "cpu")
+    if known_dtype is not None:
+        return Compute(device, dtype_of(known_dtype), f"{known_dtype}, as in the attempt before")
+    if runtime.dtype != "auto":
+        return Compute(device, dtype_of(runtime.dtype), f"{runtime.dtype}, as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Compute(device, torch.bfloat16, "bfloat16: the GPU has it in hardware")
+        return Compute(device, torch.float32, "float32: the GPU has no bfloat16")
+    gain = gemm_seconds(torch.float32) / gemm_seconds(torch.bfloat16)
+    words = f"a bfloat16 matrix product takes {1 / gain:.2f} times as long as float32 on this CPU"
+    if gain >= _WORTHWHILE:
+        return Compute(device, torch.bfloat16, f"bfloat16: {words}")
+    return Compute(device, torch.float32, f"float32: {words}")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def gemm_seconds(dtype: torch.dtype, size: int = 512) -> float:
+    """Fastest of a few products size x size x size."""
+    left = torch.ones(size, size, dtype=dtype)
+    right = torch.ones(size, size, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

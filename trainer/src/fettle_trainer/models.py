@@ -1,0 +1,261 @@
+"""A model and its tokenizer from a local folder, ready to train: checked first, nothing fetched."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
+from .device import Compute
+from .failure import TrainFailure
+from .model_folder import check_adapter_folder, check_model_folder
+from .packing import enable as enable_packing
+from .prompt import PromptEncoder
+from .spec import Family, Hyperparameters, Task, TrainSpec
+
+_DROPOUT_KEYS = (
+    "dropout",
+    "dropout_rate",
+    "attention_dropout",
+    "activation_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "hidden_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "seq_classif_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "summary_first_dropout",
+)
+_AUTO_CLASS: dict[Task, str] = {
+    "chat": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `lora` None: the
+    model itself is trained. `max_length`: the row bound, lowered to what the model can take."""
+
+    model: Any
+    prompts: PromptEncoder
+    family: Family
+    head_modules: tuple[str, ...]
+    packed: bool
+    lora: LoraSettings | None
+    max_length: int
+    pad_id: int
+    start_id: int
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """By name, in model order; tied weights once."""
+        named = cast("list[tuple[str, nn.Parameter]]", list(self.model.named_parameters()))
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def set_training(self) -> None:
+        """Dropout on, except in a frozen base: a head then learns from steady features."""
+        self.model.train()
+        if self.lora is None and not any(p.requires_grad for p in self.model.base_model.parameters()):
+            self.model.base_model.eval()
+
+
+def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
+    """Model with its trainable part thawed. Raises TrainFailure."""
+    folder = Path(spec.base_model.path)
+    check_model_folder(folder)
+    # A new head is drawn from this seed, whatever happened in this process before.
+    torch.manual_seed(spec.seed)
+    frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
+    model, heads = load_model(folder, spec.task, spec.data.labels, frozen_dtype, spec.hyperparameters.dropout)
+    _check_family(model, spec.base_model.family)
+    prompts = load_prompts(folder)
+    pad_id = _pad_id(model, prompts)
+    lora = _prepare(model, spec, heads)
+    model.to(compute.device)
+    packed = spec.base_model.family == "decoder" and enable_packing(model)
+    return Loaded(
+        model=model,
+        prompts=prompts,
+        family=spec.base_model.family,
+        head_modules=heads,
+        packed=packed,
+        lora=lora,
+        max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
+        pad_id=pad_id,
+        start_id=_start_id(model, pad_id),
+    )
+
+
+def load_model(
+    folder: Path,
+    task: Task,
+    labels: tuple[str, ...] | None,
+    dtype: torch.dtype,
+    dropout: float | None = None,
+) -> tuple[Any, tuple[str, ...]]:
+    """The bare model and its head modules. Raises TrainFailure when its architecture cannot do the task."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if dropout is not None:
+        for key in _DROPOUT_KEYS:
+            if getattr(config, key, None) is not None:
+                setattr(config, key, dropout)
+    if task == "classification" and labels is not None:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+    config.use_cache = False
+    loader: Any = getattr(transformers, _AUTO_CLASS[task])
+    try:
+        model, info = loader.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa" if _knows_sdpa(loader, config) else "eager",
+            ignore_mismatched_sizes=task == "classification",
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        raise TrainFailure(
+            "incompatible_method",
+            f"A model of type {config.model_type!r} cannot do task {task!r}: {str(error).splitlines()[0]}",
+            "Choose a model of another family; `fettle models` lists what each can do.",
+        ) from error
+    config.use_cache = True
+    model.config.use_cache = True
+    missing = {str(key) for key in info["missing_keys"]} | {str(entry[0]) for entry in info["mismatched_keys"]}
+    heads = _head_modules(model, missing) if task == "classification" else ()
+    unknown = [key for key in missing if not key.startswith(heads)] if heads else sorted(missing)
+    if unknown:
+        raise TrainFailure(
+            "incompatible_method",
+            f"The weights in {folder} lack {unknown[0]!r} and {len(unknown) - 1} more.",
+            "Fetch the model again; the folder is incomplete.",
+        )
+    return model, heads
+
+
+def load_prompts(folder: Path) -> PromptEncoder:
+    import transformers
+
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return PromptEncoder(tokenizer)
+
+
+def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> LoraSettings:
+    targets = hyperparameters.target_modules
+    return LoraSettings(
+        r=hyperparameters.lora_r,
+        alpha=hyperparameters.lora_alpha,
+        dropout=hyperparameters.lora_dropout,
+        targets=None if targets == "all-linear" else tuple(targets),
+        modules_to_save=heads,
+    )
+
+
+def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSettings | None:
+    """Freezes and thaws by method."""
+    adapter = spec.base_model.adapter_path
+    if spec.method == "lora":
+        if adapter is None:
+            settings = lora_settings(spec.hyperparameters, heads)
+            add_lora(model, settings, spec.seed)
+            return settings
+        check_adapter_folder(Path(adapter))
+        config, tensors = read_adapter(Path(adapter))
+        settings = settings_of(config)
+        add_lora(model, settings, spec.seed)
+        load_adapter(model, settings, tensors)
+        return settings
+    if adapter is not None:
+        raise TrainFailure(
+            "incompatible_method",
+            f"Method {spec.method!r} cannot go on from an adapter.",
+            "Use method 'lora', or merge the adapter into its base first.",
+        )
+    if spec.method == "head":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for name in heads:
+            for parameter in model.get_submodule(name).parameters():
+                parameter.requires_grad_(True)
+    return None
+
+
+def _head_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
+    """What lies outside the base model, and parts of the base that the weights do not have (a pooler)."""
+    base = model.base_model_prefix
+    heads = [
+        name
+        for name, child in cast("list[tuple[str, nn.Module]]", list(model.named_children()))
+        if name != base and any(True for _ in child.parameters())
+    ]
+    inside = sorted({key.rpartition(".")[0] for key in missing if key.startswith(f"{base}.pooler.")})
+    return tuple(heads + inside)
+
+
+def _check_family(model: Any, family: Family) -> None:
+    real = "seq2seq" if model.config.is_encoder_decoder else "decoder" if _is_causal(model) else "encoder"
+    if real != family:
+        raise TrainFailure(
+            "incompatible_method",
+            f"base_model.family says {family!r}, but {model.config.model_type!r} is of family {real!r}.",
+            f"Set base_model.family to {real!r}, or choose another model.",
+        )
+
+
+def _is_causal(model: Any) -> bool:
+    """A decoder is what transformers can also load for text generation, and does not mask both ways."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as masked
+
+    kind = model.config.model_type
+    return kind in cast("Any", causal) and (kind not in cast("Any", masked) or model.config.is_decoder)
+
+
+def _knows_sdpa(loader: Any, config: Any) -> bool:
+    mapped: Any = loader._model_mapping[type(config)] if type(config) in loader._model_mapping else None
+    return bool(getattr(mapped, "_supports_sdpa", False))
+
+
+def _pad_id(model: Any, prompts: PromptEncoder) -> int:
+    """For filling up only; what is learnt is chosen by length. Decoder classifiers read it from the config."""
+    raw = prompts.raw
+    chosen = next((i for i in (raw.pad_token_id, raw.eos_token_id, 0) if i is not None), 0)
+    config = model.config.get_text_config()
+    if config.pad_token_id is None:
+        config.pad_token_id = chosen
+    return int(raw.pad_token_id if raw.pad_token_id is not None else config.pad_token_id)
+
+
+def _start_id(model: Any, pad_id: int) -> int:
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return pad_id if start is None else int(start)
+
+
+def _row_bound(model: Any, prompts: PromptEncoder, asked: int) -> int:
+    """Learned position tables end; RoBERTa's begin after the pad position."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if most is None or config.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return asked
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"):
+        most = int(most) - int(config.pad_token_id) - 1
+    return min(asked, int(most))

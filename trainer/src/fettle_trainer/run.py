@@ -1,0 +1,114 @@
+"""`train SPEC.json`: signals, exit codes, and the event that ends an attempt. Light to import: the first sign
+of life is written before PyTorch is loaded."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from .events import EventLog, Heartbeat
+from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
+from .spec import SpecError, TrainSpec, read_spec
+
+if TYPE_CHECKING:
+    from .train import Training
+
+# As `trainerExit` in packages/contract/src/trainer.ts.
+FINISHED, FAILED, BAD_SPEC, DISK_FULL, STOPPED = 0, 1, 2, 74, 75
+
+
+def train_command(spec_path: Path) -> int:
+    """Exit code."""
+    try:
+        spec = read_spec(spec_path)
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return BAD_SPEC
+    # Before PyTorch reads it. OpenMP threads that spin between regions steal the time of other processes.
+    os.environ["OMP_NUM_THREADS"] = str(spec.runtime.num_threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    check = _stop_on_signal()
+    output = Path(spec.output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        log = EventLog(output / "events.jsonl", spec.attempt)
+    except OSError as error:
+        print(f"Cannot write to output_dir {output}: {error.strerror}.", file=sys.stderr)
+        return DISK_FULL if is_disk_full(error) else FAILED
+    with Heartbeat(log, spec.runtime.heartbeat_seconds) as heartbeat:
+        return _attempt(spec, log, heartbeat, check)
+
+
+def _stop_on_signal() -> Callable[[], None]:
+    asked: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, remember)
+    signal.signal(signal.SIGINT, remember)
+
+    def check() -> None:
+        if asked:
+            raise StopRequested
+
+    return check
+
+
+def _attempt(spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]) -> int:
+    training: Training | None = None
+    try:
+        from .train import Training
+
+        training = Training(spec, log, heartbeat, check)
+        training.run()
+        return FINISHED
+    except StopRequested:
+        log.write("stopped", reason="signal", step=heartbeat.step)
+        return STOPPED
+    except TrainFailure as error:
+        return _fail(log, error)
+    except Exception as error:
+        if is_disk_full(error):
+            return _stop_for_disk(log, heartbeat.step, error)
+        traceback.print_exc()
+        return _fail(log, _as_failure(error))
+
+
+def _as_failure(error: Exception) -> TrainFailure:
+    if is_out_of_memory(error):
+        return TrainFailure(
+            "out_of_memory",
+            f"The machine ran out of memory while training: {str(error).splitlines()[0] if str(error) else 'no more'}",
+            "Lower per_device_train_batch_size or max_length, or choose a smaller model.",
+        )
+    return TrainFailure(
+        "training_failed",
+        f"{type(error).__name__}: {error}",
+        "Read the trainer's log; if the spec is right, report it.",
+    )
+
+
+def _fail(log: EventLog, failure: TrainFailure) -> int:
+    print(f"{failure.code}: {failure} {failure.hint}", file=sys.stderr)
+    try:
+        log.write("failed", code=failure.code, message=str(failure), hint=failure.hint)
+    except OSError as error:
+        if is_disk_full(error):
+            return DISK_FULL
+        raise
+    return FAILED
+
+
+def _stop_for_disk(log: EventLog, step: int, error: Exception) -> int:
+    print(f"The disk is full: {error}. The checkpoint before is whole.", file=sys.stderr)
+    try:
+        log.write("stopped", reason="disk_full", step=step)
+    except OSError:
+        pass  # not one line fits; the exit code says it
+    return DISK_FULL

@@ -1,0 +1,255 @@
+"""What to train: one JSON file to frozen dataclasses, or SpecError naming the path and the nearest key.
+
+Mirrors `trainSpecSchema` in packages/contract/src/trainer.ts; `json_schema()` lets a test compare the two.
+"""
+
+import json
+import math
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+Task = Literal["chat", "classification", "seq2seq"]
+Method = Literal["full", "lora", "head"]
+Family = Literal["decoder", "encoder", "seq2seq"]
+
+
+class SpecError(ValueError):
+    """The spec cannot be used; the message says where, what was expected and how to mend it."""
+
+
+def _number(least: float, most: float, *, above: bool = False) -> Any:
+    """`above`: `least` itself is not allowed."""
+    return field(metadata={"least": least, "most": most, "above": above})
+
+
+def _text(most: int, least: int = 0) -> Any:
+    return field(metadata={"shortest": least, "longest": most})
+
+
+def _texts(most: int, longest: int, *, least: int = 0, shortest: int = 0) -> Any:
+    return field(metadata={"fewest": least, "items": most, "shortest": shortest, "longest": longest})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    name: str = _text(256, 1)
+    path: str = _text(4096, 1)
+    family: Family = field()
+    adapter_path: str | None = _text(4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    train_path: str = _text(4096)
+    train_sha256: str = _text(64, 64)
+    validation_path: str | None = _text(4096)
+    labels: tuple[str, ...] | None = _texts(1000, 256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperparameters:
+    num_train_epochs: int = _number(1, 50)
+    per_device_train_batch_size: int = _number(1, 256)
+    gradient_accumulation_steps: int = _number(1, 256)
+    learning_rate: float = _number(0, 0.1, above=True)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = field()
+    warmup_ratio: float = _number(0, 0.5)
+    weight_decay: float = _number(0, 1)
+    max_grad_norm: float = _number(0, 100, above=True)
+    label_smoothing_factor: float = _number(0, 0.5)
+    dropout: float | None = _number(0, 0.9)
+    max_length: int = _number(8, 131072)
+    lora_r: int = _number(1, 512)
+    lora_alpha: float = _number(0, 2048, above=True)
+    lora_dropout: float = _number(0, 0.9)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
+    early_stopping_patience: int = _number(0, 100)
+    eval_steps: int = _number(0, 100000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    device: Literal["auto", "cpu", "cuda"] = field()
+    dtype: Literal["auto", "float32", "bfloat16"] = field()
+    num_threads: int = _number(1, 256)
+    checkpoint_seconds: float = _number(0, 86400)
+    checkpoint_steps: int = _number(0, 1000000)
+    keep_checkpoints: int = _number(1, 100)
+    heartbeat_seconds: float = _number(0.1, 60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    version: Literal[1] = field()
+    run_id: str = _text(128, 1)
+    attempt: int = _number(1, 100)
+    task: Task = field()
+    method: Method = field()
+    base_model: BaseModel = field()
+    data: Data = field()
+    output_dir: str = _text(4096)
+    hyperparameters: Hyperparameters = field()
+    seed: int = _number(0, 2147483647)
+    runtime: Runtime = field()
+
+
+FAMILIES_OF_TASK: dict[Task, tuple[Family, ...]] = {
+    "chat": ("decoder",),
+    "classification": ("encoder", "decoder"),
+    "seq2seq": ("seq2seq",),
+}
+
+
+def read_spec(path: Path) -> TrainSpec:
+    """Raises SpecError."""
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"Cannot read the spec {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"The spec {path} is not JSON: {error}.") from error
+    return parse_spec(value)
+
+
+def parse_spec(value: object) -> TrainSpec:
+    """Raises SpecError for a wrong shape, bound, or a combination that cannot work."""
+    spec = cast("TrainSpec", _parse(TrainSpec, value, "spec", {}))
+    families = FAMILIES_OF_TASK[spec.task]
+    if spec.base_model.family not in families:
+        raise SpecError(
+            f"spec.task {spec.task!r} cannot train a model of family {spec.base_model.family!r}: "
+            f"choose a model of family {' or '.join(families)}."
+        )
+    if spec.task == "classification" and len(spec.data.labels or ()) < 2:
+        raise SpecError("spec.data.labels: classification needs at least 2 class names.")
+    if spec.method == "head" and spec.task != "classification":
+        raise SpecError(
+            f"spec.method 'head' trains a classification head, and task {spec.task!r} has none: "
+            "use method 'lora' or 'full'."
+        )
+    return spec
+
+
+def _parse(kind: Any, value: Any, path: str, bounds: dict[str, Any]) -> Any:
+    if is_dataclass(kind):
+        return _parse_object(cast("type[Any]", kind), value, path)
+    origin = get_origin(kind)
+    if origin is Literal:
+        return _parse_choice(get_args(kind), value, path)
+    if origin in (Union, UnionType):
+        return _parse_union(get_args(kind), value, path, bounds)
+    if origin is tuple:
+        return _parse_texts(value, path, bounds)
+    if kind is str:
+        return _parse_text(value, path, bounds)
+    return _parse_number(kind, value, path, bounds)
+
+
+def _parse_object(kind: type[Any], value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} must be an object, not {_named(value)}.")
+    given = cast("dict[str, Any]", value)
+    known = [one.name for one in fields(kind)]
+    for key in given:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise SpecError(f"{path}.{key} is not known: {hint}")
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise SpecError(f"{path}.{missing[0]} is missing.")
+    hints = get_type_hints(kind)
+    return kind(
+        **{
+            one.name: _parse(hints[one.name], given[one.name], f"{path}.{one.name}", dict(one.metadata))
+            for one in fields(kind)
+            if one.default is MISSING
+        }
+    )
+
+
+def _parse_union(kinds: tuple[Any, ...], value: Any, path: str, bounds: dict[str, Any]) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    rest = [kind for kind in kinds if kind is not NoneType]
+    if len(rest) == 1:
+        return _parse(rest[0], value, path, bounds)
+    texts = isinstance(value, list)
+    return _parse(next(kind for kind in rest if (get_origin(kind) is tuple) == texts), value, path, bounds)
+
+
+def _parse_choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+    if type(value) not in (str, int) or value not in choices:
+        near = get_close_matches(str(value), [str(choice) for choice in choices], 1, 0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise SpecError(f"{path} is {value!r}: expected one of {', '.join(map(repr, choices))}.{hint}")
+    return value
+
+
+def _parse_text(value: Any, path: str, bounds: dict[str, Any]) -> str:
+    if not isinstance(value, str):
+        raise SpecError(f"{path} must be text, not {_named(value)}.")
+    least, most = bounds.get("shortest", 0), bounds["longest"]
+    if not least <= len(value) <= most:
+        raise SpecError(f"{path} has {len(value)} characters: expected {least} to {most}.")
+    return value
+
+
+def _parse_texts(value: Any, path: str, bounds: dict[str, Any]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"{path} must be a list of texts, not {_named(value)}.")
+    items = cast("list[Any]", value)
+    least, most = bounds["fewest"], bounds["items"]
+    if not least <= len(items) <= most:
+        raise SpecError(f"{path} has {len(items)} entries: expected {least} to {most}.")
+    return tuple(_parse_text(item, f"{path}[{index}]", bounds) for index, item in enumerate(items))
+
+
+def _parse_number(kind: Any, value: Any, path: str, bounds: dict[str, Any]) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SpecError(f"{path} must be a number, not {_named(value)}.")
+    if kind is int and value != int(value):
+        raise SpecError(f"{path} is {value}: expected a whole number.")
+    least, most = bounds["least"], bounds["most"]
+    if not least <= value <= most or (bounds["above"] and value == least):
+        start = f"above {least:g}" if bounds["above"] else f"from {least:g}"
+        raise SpecError(f"{path} is {value:g}: expected {start} to {most:g}.")
+    return int(value) if kind is int else float(value)
+
+
+def _named(value: Any) -> str:
+    names = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "true or false"}
+    return names.get(type(value).__name__, repr(value))
+
+
+def json_schema(kind: Any = TrainSpec, bounds: dict[str, Any] | None = None) -> dict[str, Any]:
+    """JSON Schema of a spec as this file reads it."""
+    limits = bounds or {}
+    if is_dataclass(kind):
+        hints = get_type_hints(cast("type[Any]", kind))
+        names = [one.name for one in fields(kind)]
+        return {
+            "type": "object",
+            "properties": {
+                one.name: json_schema(hints[one.name], dict(one.metadata)) for one in fields(kind)
+            },
+            "required": names,
+            "additionalProperties": False,
+        }
+    origin = get_origin(kind)
+    if origin is Literal:
+        return {"enum": list(get_args(kind))}
+    if origin in (Union, UnionType):
+        return {"anyOf": [json_schema(one, limits) for one in get_args(kind)]}
+    if origin is tuple:
+        item = {"type": "string", "minLength": limits["shortest"], "maxLength": limits["longest"]}
+        return {"type": "array", "items": item, "minItems": limits["fewest"], "maxItems": limits["items"]}
+    if kind is NoneType:
+        return {"type": "null"}
+    if kind is str:
+        return {"type": "string", "minLength": limits["shortest"], "maxLength": limits["longest"]}
+    least = "exclusiveMinimum" if limits["above"] else "minimum"
+    return {"type": "integer" if kind is int else "number", least: limits["least"], "maximum": limits["most"]}

@@ -1,0 +1,162 @@
+"""Forward and backward of micro-batches, and evaluation: the same code for both."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .collate import Batch, Collator, evaluation_batches
+from .data import TokenRows
+from .loss import LossSum, summed_cross_entropy
+from .models import Loaded
+from .packing import segments
+from .spec import Task
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`loss`: mean over labelled tokens (rows for classification). `grad_norm`: before clipping."""
+
+    loss: float
+    accuracy: float
+    grad_norm: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    loss: float
+    accuracy: float
+    metrics: dict[str, float]
+
+
+class Stepper:
+    """Holds no state between steps. `dtype` other than fp32 runs the forward under autocast."""
+
+    def __init__(self, loaded: Loaded, task: Task, dtype: torch.dtype, smoothing: float) -> None:
+        self._loaded = loaded
+        self._model = loaded.model
+        self._task: Task = task
+        self._dtype = dtype
+        self._smoothing = smoothing
+        self._device = cast("torch.device", loaded.model.device)
+        self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+
+    def train_step(
+        self, rows: TokenRows, micro: Sequence[Sequence[int]], check: Callable[[], None]
+    ) -> tuple[float, float, int]:
+        """Gradients of one window are left in the parameters, divided by its labelled tokens: the same however
+        it is cut. Returns loss, accuracy, tokens. `check` is called before each micro-batch."""
+        batches = [self.collate(rows, chosen) for chosen in micro]
+        num_targets = sum(batch.targets_N.numel() for batch in batches)
+        total, correct = 0.0, 0
+        for batch in batches:
+            check()
+            loss = self.loss(batch.to(self._device), self._smoothing)
+            (loss.total / num_targets).backward()
+            total += float(loss.total.detach())
+            correct += loss.num_correct
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        return total / num_targets, correct / num_targets, num_tokens
+
+    def loss(self, batch: Batch, smoothing: float) -> LossSum:
+        return summed_cross_entropy(self.logits(batch), batch.targets_N, smoothing)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """N x V at the batch's gathered positions."""
+        with self._autocast():
+            if self._task == "classification":
+                return self._class_logits(batch)
+            return self._token_logits(batch)
+
+    def _token_logits(self, batch: Batch) -> Tensor:
+        with self._gathering(batch.gather_N), self._segments(batch):
+            return cast("Tensor", self._model(**_inputs(batch)).logits).reshape(batch.gather_N.numel(), -1)
+
+    def _class_logits(self, batch: Batch) -> Tensor:
+        if batch.lengths is None:
+            return cast("Tensor", self._model(**_inputs(batch)).logits)
+        with self._segments(batch):
+            hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
+        return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
+
+    @contextmanager
+    def _gathering(self, positions_N: Tensor) -> Iterator[None]:
+        """The output head sees the labelled positions alone: the largest product of a small model shrinks to
+        what is learnt, and what the model does after it (soft-capping, bias) stays its own."""
+        head = cast("nn.Module", self._model.get_output_embeddings())
+
+        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+            hidden = cast("Tensor", args[0])
+            return (hidden.flatten(0, 1).index_select(0, positions_N)[None],)
+
+        handle = head.register_forward_pre_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _segments(self, batch: Batch) -> AbstractContextManager[None]:
+        return nullcontext() if batch.lengths is None else segments(batch.lengths)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._dtype)
+
+    @torch.no_grad()
+    def evaluate(self, rows: TokenRows, rows_per_batch: int, check: Callable[[], None]) -> Evaluation:
+        """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
+        with the number of rows: each batch leaves three numbers, or its classes."""
+        self._model.eval()
+        total, correct, count = 0.0, 0, 0
+        guesses: list[int] = []
+        targets: list[int] = []
+        try:
+            for chosen in evaluation_batches(rows, rows_per_batch):
+                check()
+                batch = self.collate(rows, chosen).to(self._device)
+                logits = self.logits(batch).float()
+                loss = summed_cross_entropy(logits, batch.targets_N)
+                total += float(loss.total)
+                correct += loss.num_correct
+                count += batch.targets_N.numel()
+                if self._task == "classification":
+                    guesses += cast("Any", logits.argmax(dim=-1)).tolist()
+                    targets += cast("Any", batch.targets_N).tolist()
+        finally:
+            self._loaded.set_training()
+        mean = total / count
+        if self._task == "classification":
+            metrics = {"accuracy": correct / count, "f1_macro": macro_f1(guesses, targets)}
+        else:
+            metrics = {"perplexity": math.exp(min(mean, 700.0))}
+        return Evaluation(mean, correct / count, metrics)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    named = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "token_type_ids": batch.token_type_ids,
+        "decoder_input_ids": batch.decoder_input_ids,
+    }
+    inputs: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if batch.position_ids is not None or batch.decoder_input_ids is not None:
+        inputs["use_cache"] = False
+    return inputs
+
+
+def macro_f1(guesses: Sequence[int], targets: Sequence[int]) -> float:
+    """Mean F1 over the classes that occur in either list."""
+    scores: list[float] = []
+    for label in sorted(set(guesses) | set(targets)):
+        hits = sum(g == t == label for g, t in zip(guesses, targets, strict=True))
+        named = guesses.count(label) + targets.count(label)
+        scores.append(2 * hits / named)
+    return sum(scores) / len(scores)

@@ -1,0 +1,400 @@
+"""The training loop: spec and rows in, events and an artefact out, the same bits however often it is stopped.
+
+    resume? ── load ── rows ──┬─ step ── event ─┬─ evaluation due? ── checkpoint due? ─┬── artefact ── verified
+                              └─────────────────┴──────────────────────────────────────┘
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import artefact
+from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
+from .collate import epoch_windows, micro_batches, steps_per_epoch
+from .data import Dataset, Tokeniser, TokenRows, file_sha256, load_dataset, tokenizer_sha256
+from .device import Compute, choose_compute, dtype_name
+from .events import EventLog, Heartbeat, peak_rss_bytes
+from .failure import StopRequested, TrainFailure
+from .models import Loaded, load_for_training
+from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
+from .spec import TrainSpec
+from .split import hold_out
+from .step import Stepper, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    train: TokenRows
+    validation: TokenRows
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    rows_per_step: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def evaluates_at(self, step: int, eval_steps: int) -> bool:
+        if step == 0:
+            return False
+        return step == self.total_steps or step % (eval_steps or self.steps_per_epoch) == 0
+
+
+class Training:
+    """One attempt. `check` raises StopRequested when the process has been asked to end."""
+
+    def __init__(self, spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]) -> None:
+        self._spec = spec
+        self._log = log
+        self._heartbeat = heartbeat
+        self._check = check
+        self._output = Path(spec.output_dir)
+        self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
+        self._saved_at = time.monotonic()
+        self._began = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._heartbeat.step
+
+    def run(self) -> None:
+        """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
+        spec = self._spec
+        torch.set_num_threads(spec.runtime.num_threads)
+        fingerprint = self._fingerprint()
+        resumed = self._resume(fingerprint)
+        self._compute = choose_compute(spec.runtime, resumed.progress.dtype if resumed else None)
+        self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
+        self._check()
+        self._loaded = load_for_training(spec, self._compute)
+        self._tell_model()
+        self._check()
+        self._rows, dataset = self._load_rows()
+        self._plan = self._make_plan()
+        self._tell_rows(dataset)
+        self._prepare(fingerprint, resumed)
+        try:
+            early = self._loop()
+        except StopRequested:
+            self._save()
+            raise
+        self._finish(early)
+
+    # ------------------------------------------------------------ start
+
+    def _fingerprint(self) -> str:
+        """Of everything that decides the result. Threads are left out: another machine may go on."""
+        spec = self._spec
+        real = file_sha256(Path(spec.data.train_path))
+        if real != spec.data.train_sha256:
+            raise TrainFailure(
+                "file_not_usable",
+                f"The training rows have changed: SHA-256 {real[:12]}…, expected {spec.data.train_sha256[:12]}….",
+                "Start a new run from the file as it is now.",
+            )
+        decisive = asdict(spec)
+        for name in ("attempt", "output_dir", "runtime", "run_id"):
+            del decisive[name]
+        decisive["data"] = {"sha256": real, "labels": spec.data.labels}
+        if spec.data.validation_path is not None:
+            decisive["data"]["validation"] = file_sha256(Path(spec.data.validation_path))
+        decisive["base_model"] = {"adapter": spec.base_model.adapter_path, "name": spec.base_model.name}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _resume(self, fingerprint: str) -> Checkpoint | None:
+        checkpoint, notes = self._folder.newest()
+        self._heartbeat.step = checkpoint.progress.step if checkpoint else 0
+        self._log.write("started", pid=os.getpid(), resumed_from_step=checkpoint and checkpoint.progress.step)
+        for note in notes:
+            self._log.log("warn", note)
+        if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint:
+            raise TrainFailure(
+                "conflict",
+                f"The checkpoints in {self._output} are of another run: spec or rows differ.",
+                "Give the new run an output_dir of its own.",
+            )
+        return checkpoint
+
+    def _load_rows(self) -> tuple[_Rows, Dataset]:
+        spec, loaded = self._spec, self._loaded
+        tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
+        cache = self._output / "cache"
+        tokenizer = tokenizer_sha256(Path(spec.base_model.path))
+        dataset = load_dataset(Path(spec.data.train_path), tokeniser, cache, tokenizer)
+        if len(dataset.rows) == 0:
+            reason = dataset.refused[0].message if dataset.refused else "the file is empty."
+            raise TrainFailure(
+                "invalid_training_file",
+                f"None of {dataset.num_refused} rows can be used for training. The first: {reason}",
+                "Mend the rows; each refusal is listed with its line.",
+            )
+        if spec.data.validation_path is None:
+            train, held = hold_out(dataset.rows, spec.seed)
+            rows = _Rows(dataset.rows.select(train), dataset.rows.select(held))
+        else:
+            other = load_dataset(Path(spec.data.validation_path), tokeniser, cache, tokenizer)
+            rows = _Rows(dataset.rows, other.rows)
+            if other.num_refused:
+                first = other.refused[0]
+                self._log.log(
+                    "warn",
+                    f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
+                )
+        return rows, dataset
+
+    def _make_plan(self) -> _Plan:
+        hyper = self._spec.hyperparameters
+        rows_per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
+        per_epoch = steps_per_epoch(len(self._rows.train), rows_per_step)
+        return _Plan(rows_per_step, per_epoch, per_epoch * hyper.num_train_epochs)
+
+    def _tell_model(self) -> None:
+        trainable = sum(parameter.numel() for parameter in self._loaded.trainable().values())
+        total = sum(parameter.numel() for parameter in self._loaded.model.parameters())
+        how = "laid end to end, without padding" if self._loaded.packed else "padded within batches of like length"
+        self._log.log(
+            "info",
+            f"{trainable:,} of {total:,} weights are trained; rows are {how}.",
+            trainable=trainable,
+            total=total,
+            packed=self._loaded.packed,
+        )
+        asked = self._spec.hyperparameters.max_length
+        if self._loaded.max_length < asked:
+            self._log.log("warn", f"max_length {asked} is lowered to the {self._loaded.max_length} the model takes.")
+
+    def _tell_rows(self, dataset: Dataset) -> None:
+        rows = self._rows.train
+        self._log.write(
+            "data",
+            num_train_rows=len(rows),
+            num_validation_rows=len(self._rows.validation),
+            num_train_tokens=sum(rows.num_tokens(row) for row in range(len(rows))),
+            num_label_tokens=rows.num_label_tokens(self._spec.task),
+            num_truncated=dataset.num_truncated,
+            refused=[{"line": r.line, "rule": r.rule, "message": r.message} for r in dataset.refused],
+            num_refused=dataset.num_refused,
+            total_steps=self._plan.total_steps,
+        )
+
+    def _prepare(self, fingerprint: str, resumed: Checkpoint | None) -> None:
+        hyper = self._spec.hyperparameters
+        self._trainable = self._loaded.trainable()
+        self._optimiser = make_optimiser(self._trainable, hyper)
+        self._schedule = make_schedule(hyper, self._plan.total_steps)
+        self._stepper = Stepper(
+            self._loaded, self._spec.task, self._compute.dtype, hyper.label_smoothing_factor
+        )
+        self._progress = Progress(
+            fingerprint=fingerprint,
+            dtype=dtype_name(self._compute.dtype),
+            step=0,
+            epoch=0,
+            window=0,
+            num_tokens=0,
+            train_seconds=0.0,
+            evaluated_step=0,
+            best_step=0,
+            best_loss=None,
+            evaluations_without_gain=0,
+        )
+        torch.manual_seed(self._spec.seed)
+        if resumed is not None:
+            self._restore_weights(resumed)
+            load_optimiser(self._optimiser, self._trainable, resumed.optimiser)
+            restore_rng(resumed.rng)
+            self._progress = resumed.progress
+        self._saved_step = self._progress.step
+        self._loaded.set_training()
+        self._windows_epoch, self._windows = -1, list[list[int]]()
+        self._began = self._saved_at = time.monotonic()
+
+    @torch.no_grad()
+    def _restore_weights(self, checkpoint: Checkpoint) -> None:
+        for name, parameter in self._trainable.items():
+            parameter.copy_(checkpoint.weights[name])
+
+    # ------------------------------------------------------------ the loop
+
+    def _loop(self) -> bool:
+        """Trains to the end; True when it ended early for want of gain."""
+        hyper = self._spec.hyperparameters
+        while True:
+            progress = self._progress
+            due = self._plan.evaluates_at(progress.step, hyper.eval_steps)
+            if due and progress.evaluated_step != progress.step and len(self._rows.validation):
+                self._evaluate()
+                self._save()
+            elif self._checkpoint_is_due():
+                self._save()
+            patience = hyper.early_stopping_patience
+            if patience and self._progress.evaluations_without_gain >= patience:
+                return self._progress.step < self._plan.total_steps
+            if self._progress.step >= self._plan.total_steps:
+                return False
+            self._check()
+            self._train_step()
+
+    def _train_step(self) -> None:
+        progress, hyper = self._progress, self._spec.hyperparameters
+        start = time.monotonic()
+        rate = self._schedule.at(progress.step)
+        set_rate(self._optimiser, rate)
+        result = self._gradients(self._window(progress))
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise TrainFailure(
+                "training_diverged",
+                f"The loss is {result.loss} and the gradient norm {result.grad_norm} at step {progress.step + 1} "
+                f"with learning_rate {hyper.learning_rate:g}.",
+                "Lower learning_rate; the last good checkpoint is kept.",
+            )
+        self._optimiser.step()
+        seconds = time.monotonic() - start
+        self._advance(result, seconds)
+        self._tell_step(result, rate, seconds)
+
+    def _gradients(self, window: list[int]) -> StepResult:
+        hyper = self._spec.hyperparameters
+        rng = rng_tensors()
+        self._optimiser.zero_grad(set_to_none=True)
+        micro = micro_batches(window, hyper.per_device_train_batch_size)
+        try:
+            loss, accuracy, num_tokens = self._stepper.train_step(self._rows.train, micro, self._check)
+        except StopRequested:
+            restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
+            raise
+        norm = torch.nn.utils.clip_grad_norm_(list(self._trainable.values()), hyper.max_grad_norm)
+        return StepResult(loss, accuracy, float(norm), num_tokens)
+
+    def _window(self, progress: Progress) -> list[int]:
+        if self._windows_epoch != progress.epoch:
+            seed = (self._spec.seed * 1_000_003 + progress.epoch) % 2**63
+            by_length = not self._loaded.packed
+            self._windows = epoch_windows(self._rows.train, self._plan.rows_per_step, seed, by_length=by_length)
+            self._windows_epoch = progress.epoch
+        return self._windows[progress.window]
+
+    def _advance(self, result: StepResult, seconds: float) -> None:
+        progress = self._progress
+        last = progress.window + 1 == self._plan.steps_per_epoch
+        self._progress = replace(
+            progress,
+            step=progress.step + 1,
+            epoch=progress.epoch + last,
+            window=0 if last else progress.window + 1,
+            num_tokens=progress.num_tokens + result.num_tokens,
+            train_seconds=progress.train_seconds + seconds,
+        )
+        self._heartbeat.step = self._progress.step
+
+    def _tell_step(self, result: StepResult, rate: float, seconds: float) -> None:
+        progress = self._progress
+        left = self._plan.total_steps - progress.step
+        self._log.write(
+            "step",
+            step=progress.step,
+            epoch=progress.step / self._plan.steps_per_epoch,
+            train_loss=result.loss,
+            train_mean_token_accuracy=result.accuracy,
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            num_tokens=progress.num_tokens,
+            tokens_per_second=result.num_tokens / max(seconds, 1e-9),
+            eta_seconds=left * progress.train_seconds / progress.step,
+        )
+
+    def _evaluate(self) -> None:
+        """A stop in the middle leaves the evaluation undone; the next attempt does it."""
+        rng = rng_tensors()
+        rows_per_batch = self._spec.hyperparameters.per_device_train_batch_size
+        result = self._stepper.evaluate(self._rows.validation, rows_per_batch, self._check)
+        restore_rng(rng)
+        progress = self._progress
+        best = progress.best_loss is None or result.loss < progress.best_loss
+        self._progress = replace(
+            progress,
+            evaluated_step=progress.step,
+            best_step=progress.step if best else progress.best_step,
+            best_loss=result.loss if best else progress.best_loss,
+            evaluations_without_gain=0 if best else progress.evaluations_without_gain + 1,
+        )
+        self._log.write(
+            "evaluation",
+            step=progress.step,
+            valid_loss=result.loss,
+            valid_mean_token_accuracy=result.accuracy,
+            metrics=result.metrics,
+            best=best,
+        )
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        runtime, step = self._spec.runtime, self._progress.step
+        if step == 0 or step == self._saved_step:
+            return False
+        if step == self._plan.total_steps or (runtime.checkpoint_steps and step % runtime.checkpoint_steps == 0):
+            return True
+        return time.monotonic() - self._saved_at >= runtime.checkpoint_seconds
+
+    def _save(self) -> None:
+        if self._progress.step == 0:
+            return
+        self._saved_step = self._progress.step
+        start = time.monotonic()
+        saved = self._folder.save(
+            Checkpoint(
+                self._progress,
+                {name: parameter.detach() for name, parameter in self._trainable.items()},
+                optimiser_tensors(self._optimiser, self._trainable),
+                rng_tensors(),
+            )
+        )
+        self._saved_at = time.monotonic()
+        self._log.write(
+            "checkpoint",
+            step=self._progress.step,
+            path=saved.path.relative_to(self._output).as_posix(),
+            sha256=saved.sha256,
+            seconds=self._saved_at - start,
+        )
+        self._folder.prune(self._progress.best_step)
+
+    # ------------------------------------------------------------ the end
+
+    def _finish(self, early: bool) -> None:
+        progress = self._progress
+        best = progress.best_step or progress.step
+        if best != progress.step:
+            self._restore_weights(self._folder.load(best))
+        made = artefact.export(self._loaded, self._spec, self._output)
+        probe = artefact.write_probe(self._loaded, self._stepper, self._spec, self._rows.train, self._compute)
+        # Two copies of the model at once would need twice the memory.
+        self._forget_model()
+        difference = artefact.verify_in_fresh_process(made, Path(self._spec.base_model.path), probe.path)
+        self._log.write(
+            "finished",
+            step=progress.step,
+            best_step=best,
+            trained_tokens=progress.num_tokens,
+            artefact_path=made.relative_to(self._output).as_posix(),
+            artefact_sha256=artefact.folder_sha256(made),
+            peak_rss_bytes=peak_rss_bytes(),
+            train_seconds=progress.train_seconds,
+            early_stopped=early,
+        )
+        self._log.write("verified", max_abs_diff=difference)
+
+    def _forget_model(self) -> None:
+        nothing: Any = None
+        self._trainable, self._optimiser = {}, nothing
+        self._stepper, self._loaded = nothing, nothing
