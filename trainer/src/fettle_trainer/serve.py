@@ -42,7 +42,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from transformers.utils import logging as transformers_logging
 
+from .failure import TrainFailure
 from .generate_decoder import DecoderEngine
 from .generate_job import GenerationJob, Progress
 from .generate_seq2seq import Seq2SeqEngine
@@ -114,6 +116,10 @@ class ModelProcess:
         self._state_at = time.monotonic()
         self.write({"type": "state", "rss_bytes": rss_bytes(), "adapters": self._shelf.paths})
 
+    def write_ready(self, context_length: int) -> None:
+        ready = {"type": "ready", "pid": os.getpid(), "context_length": context_length}
+        self.write({**ready, "rss_bytes": rss_bytes()})
+
     def write(self, message: dict[str, Any]) -> None:
         self._out.write(json.dumps(message, allow_nan=False, separators=(",", ":")) + "\n")
         self._out.flush()
@@ -168,12 +174,14 @@ class ModelProcess:
         self.write({"type": "error", "id": request_id, "code": code, "message": message})
 
 
-def _described(error: Exception) -> tuple[str, str]:
+def _described(error: Exception, doing: str = "The model process failed while answering") -> tuple[str, str]:
     """Code and sentence for an answer; the trace of what nobody foresaw goes to stderr."""
     if isinstance(error, ServeRefusal):
         return error.code, error.message
+    if isinstance(error, TrainFailure):
+        return "inference_failed", f"{error} {error.hint}"
     traceback.print_exception(error, file=sys.stderr)
-    return "inference_failed", f"The model process failed while answering: {type(error).__name__}: {error}"
+    return "inference_failed", f"{doing}: {type(error).__name__}: {error}"
 
 
 def _piece_fields(piece: Piece) -> dict[str, Any]:
@@ -231,32 +239,36 @@ def _read_requests(requests: "queue.SimpleQueue[str]") -> None:
     os._exit(0)
 
 
+def _load(options: argparse.Namespace, out: TextIO) -> ModelProcess:
+    """Model and process, or the last line and the end."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_cuda else "cpu")
+    try:
+        # float32 on a CPU: bfloat16 is emulated on most of them, slower and less exact.
+        served = load_model(
+            options.base, options.family, device, torch.bfloat16 if use_cuda else torch.float32
+        )
+        process = ModelProcess(served, out, options)
+    except Exception as error:
+        code, message = _described(error, f"The model in {options.base} cannot be loaded")
+        out.write(json.dumps({"type": "fatal", "code": code, "message": message}) + "\n")
+        out.flush()
+        # Not sys.exit: the reader thread holds stdin, and the interpreter would abort waiting for it.
+        os._exit(1)
+    process.write_ready(served.context_length)
+    return process
+
+
 def main(argv: list[str]) -> int:
-    """Runs until stdin closes (the process then ends with 0 from inside), or 1 when the model cannot be loaded."""
+    """Never returns: the process ends when stdin closes (0) or when the model cannot be loaded (1)."""
     options = _parse_options(argv)
     out = _take_stdout()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True, name="requests").start()
-    torch.set_num_threads(options.threads)
-    use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    try:
-        # float32 on a CPU: bfloat16 is emulated on most of them, slower and less exact.
-        dtype = torch.bfloat16 if use_cuda else torch.float32
-        served = load_model(options.base, options.family, torch.device("cuda" if use_cuda else "cpu"), dtype)
-        process = ModelProcess(served, out, options)
-    except Exception as error:
-        code, message = _described(error)
-        out.write(json.dumps({"type": "fatal", "code": code, "message": message}) + "\n")
-        out.flush()
-        return 1
-    process.write(
-        {
-            "type": "ready",
-            "pid": os.getpid(),
-            "context_length": served.context_length,
-            "rss_bytes": rss_bytes(),
-        }
-    )
+    process = _load(options, out)
     while True:
         if not process.busy:
             process.handle(requests.get())

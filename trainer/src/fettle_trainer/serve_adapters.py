@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from .model_folder import check_adapter_folder
 from .serve_refusal import ServeRefusal
 
 _PREFIX = "base_model.model."
@@ -92,6 +93,7 @@ class AdapterShelf:
             self._groups = []
 
     def _read(self, folder: Path) -> Adapter:
+        check_adapter_folder(folder)
         config = _read_config(folder)
         deltas: dict[str, dict[str, Tensor]] = {}
         saved: dict[str, dict[str, Tensor]] = {}

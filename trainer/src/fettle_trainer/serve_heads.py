@@ -31,15 +31,23 @@ class Answered(nn.Module):
 class Head:
     """One classifier. `labels` in the order of the logits."""
 
-    def __init__(self, model: PreTrainedModel, labels: tuple[str, ...]) -> None:
+    def __init__(self, model: PreTrainedModel, labels: tuple[str, ...], *, is_decoder: bool) -> None:
         self.labels = labels
         self._model = model
+        self._finds_last_by_padding = is_decoder
+        if is_decoder:
+            model.config = copy.deepcopy(model.config)
+            model.config.get_text_config().pad_token_id = 1
         self._answered = Answered()
         setattr(model, model.base_model_prefix, self._answered)
 
     def logits(self, ids_BT: Tensor, mask_BT: Tensor, trunk_output: Any) -> Tensor:
         """B x number of labels, from the trunk's output for the same rows."""
         self._answered.output = trunk_output
+        if self._finds_last_by_padding:
+            # A decoder's head reads the last token that is not the padding id. A text may end with that very
+            # id (EOS that pads), so the head is shown which tokens are real instead of the tokens.
+            ids_BT = 1 - mask_BT
         try:
             return self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
         finally:
@@ -53,7 +61,8 @@ def own_head(served: ServedModel) -> Head | None:
     model = copy.copy(served.own_head)
     # A shallow copy shares the weights; its own module table keeps the original whole.
     model._modules = dict(served.own_head._modules)  # pyright: ignore[reportPrivateUsage]
-    return Head(model, _labels(served.artefact.labels, served.own_head, str(served.folder)))
+    labels = _labels(served.artefact.labels, served.own_head, str(served.folder))
+    return Head(model, labels, is_decoder=served.family == "decoder")
 
 
 def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] | None) -> Head:
@@ -66,8 +75,6 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
         )
     config = copy.deepcopy(served.trunk.config)
     config.num_labels = len(labels) if labels is not None else outputs[-1].shape[0]
-    if config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = served.tokenizer.pad_token_id
     with torch.device("meta"):
         model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
     setattr(model, model.base_model_prefix, nn.Identity())
@@ -86,7 +93,7 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
         )
     model.load_state_dict(adapter.head, assign=True)
     model.eval()
-    return Head(model, _labels(labels, model, adapter.path))
+    return Head(model, _labels(labels, model, adapter.path), is_decoder=served.family == "decoder")
 
 
 def _labels(stated: tuple[str, ...] | None, model: PreTrainedModel, where: str) -> tuple[str, ...]:

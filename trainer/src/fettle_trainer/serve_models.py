@@ -27,6 +27,7 @@ from transformers import (
 
 from .generate import Voice
 from .generate_bytes import TokenBytes
+from .model_folder import check_model_folder
 from .prompt import PromptEncoder
 from .serve_artefact import Artefact, Pooling, read_artefact, read_pooling
 from .serve_refusal import ServeRefusal
@@ -63,7 +64,8 @@ class ServedModel:
 
 
 def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> ServedModel:
-    """ServeRefusal when the folder holds no model of this family that can be served."""
+    """ServeRefusal or TrainFailure when the folder holds no model of this family that can be served."""
+    check_model_folder(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])

@@ -31,15 +31,21 @@ class PromptWriter:
         return prompt.tokens
 
     def for_classification(self, given: str | list[int], limit: int) -> list[int]:
-        """Cut to `limit` tokens as in training: the end of the text goes, the closing token stays."""
-        ids = self._text(given)
-        if len(ids) <= limit:
-            return ids
-        closing = ids[-1:] if ids[-1] in self._encoder.tokens.control_ids else []
-        return ids[: limit - len(closing)] + closing
+        """A text is cut to `limit` tokens as in training; token ids are taken as they are."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return self._encoder.classification_text(given, None, limit).ids
+        except PromptError as error:
+            raise ServeRefusal("invalid_request", str(error)) from error
 
     def for_embedding(self, given: str | list[int]) -> list[int]:
-        return self._text(given)
+        if not isinstance(given, str):
+            return given
+        try:
+            return self._encoder.classification_ids(given)
+        except PromptError as error:
+            raise ServeRefusal("invalid_request", str(error)) from error
 
     def check_template(self, artefact: Artefact, where: str) -> None:
         """An adapter trained with another chat template would be asked in words it never saw."""
@@ -49,14 +55,6 @@ class PromptWriter:
                 f"{where} was trained with another chat template than {self._served.folder} has now. "
                 "Put the base model's tokenizer files back as they were, or train again.",
             )
-
-    def _text(self, given: str | list[int]) -> list[int]:
-        if not isinstance(given, str):
-            return given
-        try:
-            return self._encoder.classification_ids(given)
-        except PromptError as error:
-            raise ServeRefusal("invalid_request", str(error)) from error
 
     def _plain(self, text: str) -> list[int]:
         """An empty prompt begins a text: BOS, or the token that ended the text before it."""

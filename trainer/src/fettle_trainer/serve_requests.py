@@ -8,7 +8,6 @@ from typing import Any, cast
 from .generate_sampling import SamplingOptions
 from .serve_refusal import ServeRefusal
 
-
 # An escape that may be half of a pair: tokenizers refuse it with words that help nobody.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
