@@ -1,7 +1,7 @@
 /**
  * What the server and the trainer say to each other. The trainer reads a `TrainSpec` (a JSON file, path in
  * argv) and appends `TrainerEvent`s, one JSON object a line, to `<output_dir>/events.jsonl`.
- * Published as JSON Schema draft-07 in trainer/src/fettle_trainer/schema/ by `npm run schemas`.
+ * Published as JSON Schema draft-07 in docs/schemas/ by `npm run schemas`.
  */
 import { z } from "zod";
 
