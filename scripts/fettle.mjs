@@ -5,11 +5,11 @@
  *
  * Plain Node up to the set-up; after it, TypeScript by tsx.
  */
-import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { report, setUp } from "./setup.mjs";
+import { SetupError } from "./setup-progress.mjs";
 import { findPython, pythonReady } from "./setup-python.mjs";
 
 const root = join(import.meta.dirname, "..");
@@ -22,26 +22,50 @@ function profileOf(argv) {
   return needPython.has(argv.find((arg) => !arg.startsWith("-"))) ? "runtime" : "client";
 }
 
-/** Runs a TypeScript file as a process of its own and gives its exit code; signals reach it once. */
-function runTypeScript(file, args, env) {
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, ["--import", "tsx", file, ...args], {
-      cwd: process.cwd(),
-      env: { ...process.env, ...env },
-      stdio: "inherit",
-    });
-    // Ctrl-C at a terminal reaches the whole process group; a signal sent to us alone is passed on.
-    const passOn = (signal) => {
-      if (signal !== "SIGINT" || !process.stdin.isTTY) child.kill(signal);
+/**
+ * Runs the server in this process until SIGINT or SIGTERM; a second signal ends it at once. `python` is the one of the
+ * set-up: FETTLE_PYTHON may name the interpreter that `.venv` was made from, which has no packages.
+ */
+async function up({ port, json }, python) {
+  const { startServer } = await import("@fettle/server");
+  const env = { ...process.env, FETTLE_PYTHON: python, ...(port === undefined ? {} : { FETTLE_PORT: String(port) }) };
+  process.on("unhandledRejection", (error) => process.stderr.write(`${error?.stack ?? error}\n`));
+  let server;
+  try {
+    server = await startServer({ env, cwd: process.cwd() });
+  } catch (error) {
+    if (typeof error?.code !== "string") throw error;
+    return report(new SetupError(error.code, error.message), json);
+  }
+  process.stdout.write(json ? `${JSON.stringify(readyDocument(server))}\n` : readyText(server));
+  await new Promise((resolve) => {
+    const end = () => {
+      process.on("SIGINT", () => process.exit(130)).on("SIGTERM", () => process.exit(143));
+      resolve();
     };
-    const signals = ["SIGINT", "SIGTERM", "SIGHUP"];
-    for (const signal of signals) process.on(signal, passOn);
-    child.on("error", reject);
-    child.on("close", (code, signal) => {
-      for (const one of signals) process.off(one, passOn);
-      resolve(code ?? { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }[signal] ?? 1);
-    });
+    process.once("SIGINT", end).once("SIGTERM", end).once("SIGHUP", end);
   });
+  await server.close();
+  // Anything that still holds the event loop is none of ours to wait for.
+  process.exit(0);
+}
+
+const readyDocument = ({ url, config, newAdminKey }) => ({
+  url,
+  pid: process.pid,
+  home: config.home,
+  admin_key: newAdminKey,
+});
+
+function readyText({ url, config, newAdminKey }) {
+  const lines = [
+    `Fettle ${local.version} is ready: ${url}`,
+    `  OpenAI clients   OPENAI_BASE_URL=${url}/v1`,
+    `  data folder      ${config.home}`,
+  ];
+  if (newAdminKey !== null)
+    lines.push(`  admin key        ${newAdminKey}   (shown this once; kept in ${join(config.home, "admin_key")})`);
+  return `${lines.join("\n")}\n`;
 }
 
 const local = {
@@ -49,12 +73,6 @@ const local = {
   root,
   findPython: () => findPython(),
   pythonPackagesReady: () => pythonReady(root),
-  up: ({ port }) =>
-    runTypeScript(
-      join(root, "packages", "server", "src", "main.ts"),
-      [],
-      port === undefined ? {} : { FETTLE_PORT: String(port) },
-    ),
   demo: async (options) => {
     const { runDemo } = await import(pathToFileURL(join(root, "examples", "demo", "main.ts")).href);
     return runDemo(options);
@@ -63,15 +81,16 @@ const local = {
 
 async function main(argv) {
   const json = argv.includes("--json");
+  let ready;
   try {
-    await setUp({ profile: profileOf(argv) });
+    ready = await setUp({ profile: profileOf(argv) });
   } catch (error) {
     return report(error, json);
   }
   const { register } = await import("tsx/esm/api");
   register();
   const { runCli } = await import("@fettle/client/cli");
-  return runCli(argv, local);
+  return runCli(argv, { ...local, up: (options) => up(options, ready.python) });
 }
 
 process.exitCode = await main(process.argv.slice(2));
