@@ -29,8 +29,8 @@ export const validationRowsKey = (runId: string): string => `runs/${runId}/rows/
 
 const fraction = 0.1;
 const maxHeldOutRows = 1000;
-/** With fewer rows, a held-out tenth would say nothing and cost training data. */
-const minRowsToSplit = 20;
+/** With fewer rows all are needed to learn from; the trainer's own rule is the same. */
+const minRowsToSplit = 10;
 
 /** The split made for this run; null when none was made. */
 export async function readHeldOut(blobs: Pick<Blobs, "get">, runId: string): Promise<HeldOut | null> {

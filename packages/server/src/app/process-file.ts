@@ -83,12 +83,22 @@ async function readInto(
         throw error;
       },
     );
-  const writing = [blobs.put(rowsKey(fileId), rows.stream), blobs.put(faultsKey(fileId), faults.stream)] as const;
+  const writingRows = blobs.put(rowsKey(fileId), rows.stream);
+  const writingFaults = blobs.put(faultsKey(fileId), faults.stream);
   // When a disk write fails, the reader must not wait for it for ever.
-  writing[0].catch((error: Error) => rows.fail(error));
-  writing[1].catch((error: Error) => faults.fail(error));
-  const [report, written] = await Promise.all([reading, writing[0], writing[1]]);
-  return { ...report, faults: first, rowsSha256: written.sha256 };
+  writingRows.catch((error: Error) => rows.fail(error));
+  writingFaults.catch((error: Error) => faults.fail(error));
+  await cause([writingRows, writingFaults, reading]);
+  return { ...(await reading), faults: first, rowsSha256: (await writingRows).sha256 };
+}
+
+/** Waits for all; throws the error that began it. The others end with an AbortError, since one failing stops them. */
+async function cause(work: readonly Promise<unknown>[]): Promise<void> {
+  const errors = (await Promise.allSettled(work)).flatMap((one) =>
+    one.status === "rejected" ? [one.reason as Error] : [],
+  );
+  const [first] = errors;
+  if (first !== undefined) throw errors.find((error) => error.name !== "AbortError") ?? first;
 }
 
 /** JSON lines into a stream, in pieces of about 64 KiB; a full stream is waited for. */

@@ -2,7 +2,7 @@
 import { type ChatMessage, type ChatRow, type Fault, roleSchema } from "@fettle/contract";
 import { isRecord, own, quoted, typeName } from "./fault.js";
 import { suggestion } from "./nearest.js";
-import { checkTools, readToolCalls } from "./tool-calls.js";
+import { checkTools, type NotedFault, readToolCalls } from "./tool-calls.js";
 
 const roles: readonly string[] = roleSchema.options;
 const messageKeys = ["role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call"];
@@ -13,8 +13,8 @@ export class RowNotes {
   readonly ignored: string[] = [];
   constructor(readonly line: number) {}
 
-  fault(path: string, rule: string, message: string, fix: string): void {
-    this.faults.push({ line: this.line, path, rule, message, fix });
+  fault(found: NotedFault): void {
+    this.faults.push({ line: this.line, ...found });
   }
 }
 
@@ -22,21 +22,21 @@ export class RowNotes {
 export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Omit<ChatRow, "line" | "group"> | null {
   const messages = own(value, "messages");
   if (!Array.isArray(messages)) {
-    notes.fault(
-      "messages",
-      "messages_not_list",
-      `messages is ${typeName(messages)}: expected a list of messages.`,
-      'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
-    );
+    notes.fault({
+      path: "messages",
+      rule: "messages_not_list",
+      message: `messages is ${typeName(messages)}: expected a list of messages.`,
+      fix: 'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
+    });
     return null;
   }
   if (messages.length === 0) {
-    notes.fault(
-      "messages",
-      "messages_empty",
-      "messages is an empty list: expected at least one message.",
-      "Add the turns, or remove the row.",
-    );
+    notes.fault({
+      path: "messages",
+      rule: "messages_empty",
+      message: "messages is an empty list: expected at least one message.",
+      fix: "Add the turns, or remove the row.",
+    });
     return null;
   }
   const read = messages.map((message: unknown, index) => readMessage(message, `messages[${index}]`, notes));
@@ -50,12 +50,12 @@ export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Om
 
 function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessage | null {
   if (!isRecord(message)) {
-    notes.fault(
+    notes.fault({
       path,
-      "message_not_object",
-      `${path} is ${typeName(message)}: expected an object with role and content.`,
-      'Write {"role": "user", "content": "…"}.',
-    );
+      rule: "message_not_object",
+      message: `${path} is ${typeName(message)}: expected an object with role and content.`,
+      fix: 'Write {"role": "user", "content": "…"}.',
+    });
     return null;
   }
   const role = own(message, "role");
@@ -79,12 +79,12 @@ function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessa
 
 function readRole(role: unknown, path: string, notes: RowNotes): boolean {
   if (role === undefined) {
-    notes.fault(
+    notes.fault({
       path,
-      "role_missing",
-      `${path} is missing: expected one of ${roles.join(", ")}.`,
-      'Add "role": "user" or "role": "assistant".',
-    );
+      rule: "role_missing",
+      message: `${path} is missing: expected one of ${roles.join(", ")}.`,
+      fix: 'Add "role": "user" or "role": "assistant".',
+    });
     return false;
   }
   if (typeof role === "string" && roles.includes(role)) return true;
@@ -105,7 +105,12 @@ function readRole(role: unknown, path: string, notes: RowNotes): boolean {
         ? near
         : 'Use "user" for what is asked and "assistant" for what the model should say.'
       : `Use "${meant}".`;
-  notes.fault(path, "role_unknown", `${path} is ${quoted(role)}: expected one of ${roles.join(", ")}.`, fix);
+  notes.fault({
+    path,
+    rule: "role_unknown",
+    message: `${path} is ${quoted(role)}: expected one of ${roles.join(", ")}.`,
+    fix,
+  });
   return false;
 }
 
@@ -122,21 +127,21 @@ function readContent(message: Record<string, unknown>, { path, role, hasCalls, n
   if (content === null || content === undefined) {
     if (role === "assistant" && hasCalls) return null;
     const what = content === null ? "null" : "missing";
-    notes.fault(
+    notes.fault({
       path,
-      "content_missing",
-      `${path} is ${what}: expected a text.`,
-      "Add the text, or remove the message. Only an assistant turn with tool_calls may do without.",
-    );
+      rule: "content_missing",
+      message: `${path} is ${what}: expected a text.`,
+      fix: "Add the text, or remove the message. Only an assistant turn with tool_calls may do without.",
+    });
     return null;
   }
   if (Array.isArray(content)) return joinParts(content, path, notes);
-  notes.fault(
+  notes.fault({
     path,
-    "content_not_text",
-    `${path} is ${typeName(content)}: expected a text.`,
-    "Put it in quotes; write an object as JSON text.",
-  );
+    rule: "content_not_text",
+    message: `${path} is ${typeName(content)}: expected a text.`,
+    fix: "Put it in quotes; write an object as JSON text.",
+  });
   return null;
 }
 
@@ -148,12 +153,12 @@ function joinParts(parts: unknown[], path: string, notes: RowNotes): string | nu
     const text = isRecord(part) ? own(part, "text") : undefined;
     if (type === "text" && typeof text === "string") texts.push(text);
     else
-      notes.fault(
-        `${path}[${index}]`,
-        "content_part_unsupported",
-        `${path}[${index}] is ${type === undefined ? typeName(part) : `of type ${quoted(type)}`}: expected a part of type "text".`,
-        "Only text can be trained on: remove the part, or the row.",
-      );
+      notes.fault({
+        path: `${path}[${index}]`,
+        rule: "content_part_unsupported",
+        message: `${path}[${index}] is ${type === undefined ? typeName(part) : `of type ${quoted(type)}`}: expected a part of type "text".`,
+        fix: "Only text can be trained on: remove the part, or the row.",
+      });
   }
   return texts.join("");
 }
@@ -162,21 +167,21 @@ function readWeight(message: Record<string, unknown>, path: string, notes: RowNo
   const weight = own(message, "weight");
   if (weight === undefined) return undefined;
   if (weight !== 0 && weight !== 1) {
-    notes.fault(
+    notes.fault({
       path,
-      "weight_invalid",
-      `${path} is ${quoted(weight)}: expected 0 or 1.`,
-      "Use 1 to learn this turn, 0 to leave it out.",
-    );
+      rule: "weight_invalid",
+      message: `${path} is ${quoted(weight)}: expected 0 or 1.`,
+      fix: "Use 1 to learn this turn, 0 to leave it out.",
+    });
     return undefined;
   }
   if (weight === 1 && own(message, "role") !== "assistant") {
-    notes.fault(
+    notes.fault({
       path,
-      "weight_not_assistant",
-      `${path} is 1 on a turn of role ${quoted(own(message, "role"))}: only assistant turns are learnt.`,
-      "Remove the weight.",
-    );
+      rule: "weight_not_assistant",
+      message: `${path} is 1 on a turn of role ${quoted(own(message, "role"))}: only assistant turns are learnt.`,
+      fix: "Remove the weight.",
+    });
   }
   return weight;
 }
@@ -188,12 +193,12 @@ function optionalText(
   const value = own(message, at.key);
   if (value === undefined || value === null) return undefined;
   if (typeof value === "string") return value;
-  at.notes.fault(
-    `${at.path}.${at.key}`,
-    `${at.key}_not_text`,
-    `${at.path}.${at.key} is ${typeName(value)}: expected a text.`,
-    "Put it in quotes, or leave it out.",
-  );
+  at.notes.fault({
+    path: `${at.path}.${at.key}`,
+    rule: `${at.key}_not_text`,
+    message: `${at.path}.${at.key} is ${typeName(value)}: expected a text.`,
+    fix: "Put it in quotes, or leave it out.",
+  });
   return undefined;
 }
 
@@ -215,42 +220,42 @@ function checkAnswers(messages: readonly unknown[], notes: RowNotes): void {
     isRecord(message) && own(message, "role") === "assistant" ? [{ message, index }] : [],
   );
   if (answers.length === 0) {
-    notes.fault(
-      "messages",
-      "no_assistant",
-      "No message is from the assistant: there is nothing to learn.",
-      'Add a message with "role": "assistant" and the answer as content.',
-    );
+    notes.fault({
+      path: "messages",
+      rule: "no_assistant",
+      message: "No message is from the assistant: there is nothing to learn.",
+      fix: 'Add a message with "role": "assistant" and the answer as content.',
+    });
     return;
   }
   if (typeof lastRole === "string" && roles.includes(lastRole) && lastRole !== "assistant") {
     const path = `messages[${messages.length - 1}].role`;
-    notes.fault(
+    notes.fault({
       path,
-      "last_not_assistant",
-      `The last message is from "${lastRole}": expected "assistant", whose answer is what is learnt.`,
-      "Add the assistant's answer, or remove what comes after it.",
-    );
+      rule: "last_not_assistant",
+      message: `The last message is from "${lastRole}": expected "assistant", whose answer is what is learnt.`,
+      fix: "Add the assistant's answer, or remove what comes after it.",
+    });
   }
   for (const { message, index } of answers) {
     const content = own(message, "content");
     const empty =
       (typeof content === "string" && content.trim() === "") || (Array.isArray(content) && content.length === 0);
     if (!empty || says(message) || own(message, "weight") === 0) continue;
-    notes.fault(
-      `messages[${index}].content`,
-      "assistant_empty",
-      `messages[${index}].content is empty: expected what the assistant should answer.`,
-      "Write the answer, or remove the row.",
-    );
+    notes.fault({
+      path: `messages[${index}].content`,
+      rule: "assistant_empty",
+      message: `messages[${index}].content is empty: expected what the assistant should answer.`,
+      fix: "Write the answer, or remove the row.",
+    });
   }
   if (answers.every(({ message }) => own(message, "weight") === 0)) {
-    notes.fault(
-      "messages",
-      "nothing_to_learn",
-      "Every assistant message has weight 0: there is nothing to learn.",
-      "Give at least one assistant message weight 1, or remove the row.",
-    );
+    notes.fault({
+      path: "messages",
+      rule: "nothing_to_learn",
+      message: "Every assistant message has weight 0: there is nothing to learn.",
+      fix: "Give at least one assistant message weight 1, or remove the row.",
+    });
   }
 }
 
@@ -266,11 +271,11 @@ function checkToolAnswers(messages: readonly unknown[], notes: RowNotes): void {
     if (typeof id === "string" && calls.has(id)) continue;
     const path = `messages[${index}].tool_call_id`;
     const what = id === undefined ? "is missing" : `is ${quoted(id)}`;
-    notes.fault(
+    notes.fault({
       path,
-      "tool_call_unknown",
-      `${path} ${what}: expected the id of a tool call made earlier in this row.`,
-      "Copy the id from the assistant's tool_calls.",
-    );
+      rule: "tool_call_unknown",
+      message: `${path} ${what}: expected the id of a tool call made earlier in this row.`,
+      fix: "Copy the id from the assistant's tool_calls.",
+    });
   }
 }

@@ -32,6 +32,9 @@ export interface Resolved {
 
 type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: unknown; reason: string };
 
+/** The reason of a value that the method does not look at. */
+export const notUsed = "not used by this method";
+
 /** In this order: a later rule may look at earlier values. */
 const rules: Record<keyof Hyperparameters, Rule> = {
   num_train_epochs: epochsRule,
@@ -56,19 +59,19 @@ const rules: Record<keyof Hyperparameters, Rule> = {
   dropout: () => ({ value: null, reason: "the model's own" }),
   lora_r: ({ method }) => ({
     value: 16,
-    reason: method === "lora" ? "enough for most tasks" : "not used by this method",
+    reason: method === "lora" ? "enough for most tasks" : notUsed,
   }),
   lora_alpha: ({ method }, { lora_r = 16 }) => ({
     value: Math.min(2 * lora_r, 2048),
-    reason: method === "lora" ? "twice lora_r" : "not used by this method",
+    reason: method === "lora" ? "twice lora_r" : notUsed,
   }),
   lora_dropout: ({ method, numRows }) => ({
     value: method === "lora" && numRows < 2000 ? 0.05 : 0,
-    reason: method === "lora" ? `${numRows} rows` : "not used by this method",
+    reason: method === "lora" ? `${numRows} rows` : notUsed,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
-    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : "not used by this method",
+    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : notUsed,
   }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation

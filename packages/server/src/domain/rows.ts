@@ -26,12 +26,12 @@ export class RowReader {
   read(value: unknown, { line, expected }: { line: number; expected: RowKind | null }): RowOutcome {
     const notes = new RowNotes(line);
     if (!isRecord(value)) {
-      notes.fault(
-        "",
-        "row_not_object",
-        `The row is ${typeName(value)}: expected an object with ${expectedShapes}.`,
-        'Write each row as an object: {"messages": [...]}.',
-      );
+      notes.fault({
+        path: "",
+        rule: "row_not_object",
+        message: `The row is ${typeName(value)}: expected an object with ${expectedShapes}.`,
+        fix: 'Write each row as an object: {"messages": [...]}.',
+      });
       return { row: null, faults: notes.faults, ignored: [], shape: null };
     }
     const keys = Object.keys(value);
@@ -67,12 +67,12 @@ function explainShape(
   notes: RowNotes,
 ): void {
   if (shape !== null && expected !== null) {
-    notes.fault(
-      "",
-      "mixed_kinds",
-      `This is a ${shape.kind} row, but the rows before it are ${expected} rows: expected one kind in a file.`,
-      "Move the rows of each kind to a file of their own.",
-    );
+    notes.fault({
+      path: "",
+      rule: "mixed_kinds",
+      message: `This is a ${shape.kind} row, but the rows before it are ${expected} rows: expected one kind in a file.`,
+      fix: "Move the rows of each kind to a file of their own.",
+    });
     return;
   }
   const shown =
@@ -83,20 +83,26 @@ function explainShape(
           .map((key) => quoted(key))
           .join(", ")}${keys.length > 8 ? " …" : ""}`;
   if (expected === null) {
-    notes.fault("", "unknown_shape", `The row has ${shown}: expected ${expectedShapes}.`, shapeAdvice(keys));
+    notes.fault({
+      path: "",
+      rule: "unknown_shape",
+      message: `The row has ${shown}: expected ${expectedShapes}.`,
+      fix: shapeAdvice(keys),
+    });
     return;
   }
   const missing = needed[expected].filter((name) => !keys.some((key) => key.trim().toLowerCase() === name));
   const [first = needed[expected][0] ?? ""] = missing;
   const near = nearestName(first, keys);
-  notes.fault(
-    first,
-    "key_missing",
-    `The row has ${shown}: expected ${needed[expected].map((name) => `"${name}"`).join(" and ")} as in the rows before it.`,
-    near === null || near === first
-      ? `Add "${first}", or remove the row.`
-      : `Rename "${near.slice(0, 40)}" to "${first}".`,
-  );
+  notes.fault({
+    path: first,
+    rule: "key_missing",
+    message: `The row has ${shown}: expected ${needed[expected].map((name) => `"${name}"`).join(" and ")} as in the rows before it.`,
+    fix:
+      near === null || near === first
+        ? `Add "${first}", or remove the row.`
+        : `Rename "${near.slice(0, 40)}" to "${first}".`,
+  });
 }
 
 type Read = (value: Record<string, unknown>, shape: RowShape, notes: RowNotes) => CanonicalRow | null;
@@ -140,16 +146,21 @@ function readText(
   const key = shape.columns[name] ?? name;
   const text = own(value, key);
   if (typeof text !== "string") {
-    notes.fault(
-      key,
-      `${name}_not_text`,
-      `${key} is ${typeName(text)}: expected a text.`,
-      "Put it in quotes, or remove the row.",
-    );
+    notes.fault({
+      path: key,
+      rule: `${name}_not_text`,
+      message: `${key} is ${typeName(text)}: expected a text.`,
+      fix: "Put it in quotes, or remove the row.",
+    });
     return null;
   }
   if (text.trim() === "") {
-    notes.fault(key, `${name}_empty`, `${key} is empty: expected a text.`, "Write the text, or remove the row.");
+    notes.fault({
+      path: key,
+      rule: `${name}_empty`,
+      message: `${key} is empty: expected a text.`,
+      fix: "Write the text, or remove the row.",
+    });
     return null;
   }
   return text;
@@ -161,31 +172,31 @@ function readLabel(value: Record<string, unknown>, shape: RowShape, notes: RowNo
   const given = own(value, key);
   const label = typeof given === "boolean" || Number.isSafeInteger(given) ? String(given) : given;
   if (typeof label !== "string") {
-    notes.fault(
-      key,
-      "label_not_text",
-      `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`,
-      "Give one class name as text, or remove the row.",
-    );
+    notes.fault({
+      path: key,
+      rule: "label_not_text",
+      message: `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`,
+      fix: "Give one class name as text, or remove the row.",
+    });
     return null;
   }
   const name = label.trim();
   if (name === "") {
-    notes.fault(
-      key,
-      "label_empty",
-      `${key} is empty: expected the name of a class.`,
-      "Name the class, or remove the row.",
-    );
+    notes.fault({
+      path: key,
+      rule: "label_empty",
+      message: `${key} is empty: expected the name of a class.`,
+      fix: "Name the class, or remove the row.",
+    });
     return null;
   }
   if (name.length > maxLabelLength) {
-    notes.fault(
-      key,
-      "label_too_long",
-      `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`,
-      "Is this the text column? Give the class a short name.",
-    );
+    notes.fault({
+      path: key,
+      rule: "label_too_long",
+      message: `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`,
+      fix: "Is this the text column? Give the class a short name.",
+    });
     return null;
   }
   return name;
@@ -197,11 +208,11 @@ function groupOf(value: Record<string, unknown>, shape: RowShape, notes: RowNote
   if (key === undefined || group === undefined || group === null || group === "") return {};
   if (typeof group === "string" && group.length <= 1024) return { group };
   if (Number.isSafeInteger(group)) return { group: String(group) };
-  notes.fault(
-    key,
-    "group_invalid",
-    `${key} is ${typeof group === "string" ? `a text of ${group.length} characters` : typeName(group)}: expected a text of at most 1024 characters.`,
-    "Give rows that belong together (same customer, same thread) the same short group.",
-  );
+  notes.fault({
+    path: key,
+    rule: "group_invalid",
+    message: `${key} is ${typeof group === "string" ? `a text of ${group.length} characters` : typeName(group)}: expected a text of at most 1024 characters.`,
+    fix: "Give rows that belong together (same customer, same thread) the same short group.",
+  });
   return {};
 }

@@ -1,9 +1,12 @@
 /** Tools and calls of a chat row, in OpenAI's present and older (`functions`, `function_call`) spelling. Pure. */
+import type { Fault } from "@fettle/contract";
 import { isRecord, own, quoted, typeName } from "./fault.js";
+
+export type NotedFault = Required<Pick<Fault, "path" | "rule" | "message" | "fix">>;
 
 /** The part of `RowNotes` needed here. */
 export interface FaultNotes {
-  fault(path: string, rule: string, message: string, fix: string): void;
+  fault(found: NotedFault): void;
 }
 
 interface CallPlace {
@@ -19,12 +22,12 @@ export function readToolCalls(message: Record<string, unknown>, { path, role, no
   if ((calls === undefined || calls === null) && (older === undefined || older === null)) return null;
   if (role !== "assistant") {
     const key = calls === undefined || calls === null ? "function_call" : "tool_calls";
-    notes.fault(
-      `${path}.${key}`,
-      "tool_calls_not_assistant",
-      `${path}.${key} is on a turn of role ${quoted(role)}: only the assistant calls tools.`,
-      "Move it to an assistant message.",
-    );
+    notes.fault({
+      path: `${path}.${key}`,
+      rule: "tool_calls_not_assistant",
+      message: `${path}.${key} is on a turn of role ${quoted(role)}: only the assistant calls tools.`,
+      fix: "Move it to an assistant message.",
+    });
     return null;
   }
   if (calls === undefined || calls === null) {
@@ -34,12 +37,12 @@ export function readToolCalls(message: Record<string, unknown>, { path, role, no
   }
   if (!Array.isArray(calls) || calls.length === 0) {
     const what = Array.isArray(calls) ? "an empty list" : typeName(calls);
-    notes.fault(
-      `${path}.tool_calls`,
-      "tool_calls_invalid",
-      `${path}.tool_calls is ${what}: expected a list of at least one call.`,
-      "Leave tool_calls out when no tool is called.",
-    );
+    notes.fault({
+      path: `${path}.tool_calls`,
+      rule: "tool_calls_invalid",
+      message: `${path}.tool_calls is ${what}: expected a list of at least one call.`,
+      fix: "Leave tool_calls out when no tool is called.",
+    });
     return null;
   }
   for (const [index, call] of calls.entries()) checkCall(call, `${path}.tool_calls[${index}]`, notes);
@@ -50,55 +53,60 @@ const callFix = 'Write {"id": "call_1", "type": "function", "function": {"name":
 
 function checkCall(call: unknown, path: string, notes: FaultNotes): void {
   if (!isRecord(call)) {
-    notes.fault(path, "tool_call_invalid", `${path} is ${typeName(call)}: expected an object.`, callFix);
+    notes.fault({
+      path,
+      rule: "tool_call_invalid",
+      message: `${path} is ${typeName(call)}: expected an object.`,
+      fix: callFix,
+    });
     return;
   }
   const id = own(call, "id");
   if (typeof id !== "string" || id === "")
-    notes.fault(
-      `${path}.id`,
-      "tool_call_invalid",
-      `${path}.id is ${id === "" ? "empty" : typeName(id)}: expected a text.`,
-      callFix,
-    );
+    notes.fault({
+      path: `${path}.id`,
+      rule: "tool_call_invalid",
+      message: `${path}.id is ${id === "" ? "empty" : typeName(id)}: expected a text.`,
+      fix: callFix,
+    });
   const type = own(call, "type");
   if (type !== "function")
-    notes.fault(
-      `${path}.type`,
-      "tool_call_invalid",
-      `${path}.type is ${type === undefined ? "missing" : quoted(type)}: expected "function".`,
-      callFix,
-    );
+    notes.fault({
+      path: `${path}.type`,
+      rule: "tool_call_invalid",
+      message: `${path}.type is ${type === undefined ? "missing" : quoted(type)}: expected "function".`,
+      fix: callFix,
+    });
   checkFunction(own(call, "function"), `${path}.function`, notes);
 }
 
 function checkFunction(called: unknown, path: string, notes: FaultNotes): void {
   if (!isRecord(called)) {
-    notes.fault(
+    notes.fault({
       path,
-      "tool_call_invalid",
-      `${path} is ${typeName(called)}: expected an object with name and arguments.`,
-      callFix,
-    );
+      rule: "tool_call_invalid",
+      message: `${path} is ${typeName(called)}: expected an object with name and arguments.`,
+      fix: callFix,
+    });
     return;
   }
   const name = own(called, "name");
   if (typeof name !== "string" || name === "")
-    notes.fault(
-      `${path}.name`,
-      "tool_call_invalid",
-      `${path}.name is ${name === "" ? "empty" : typeName(name)}: expected a text.`,
-      callFix,
-    );
+    notes.fault({
+      path: `${path}.name`,
+      rule: "tool_call_invalid",
+      message: `${path}.name is ${name === "" ? "empty" : typeName(name)}: expected a text.`,
+      fix: callFix,
+    });
   const given = own(called, "arguments");
   if (typeof given !== "string" || !isJsonObject(given)) {
     const what = typeof given === "string" ? quoted(given) : typeName(given);
-    notes.fault(
-      `${path}.arguments`,
-      "tool_arguments_invalid",
-      `${path}.arguments is ${what}: expected a JSON object as text.`,
-      'Write the arguments as text, such as "{\\"city\\": \\"Bern\\"}".',
-    );
+    notes.fault({
+      path: `${path}.arguments`,
+      rule: "tool_arguments_invalid",
+      message: `${path}.arguments is ${what}: expected a JSON object as text.`,
+      fix: 'Write the arguments as text, such as "{\\"city\\": \\"Bern\\"}".',
+    });
   }
 }
 
@@ -119,12 +127,12 @@ export function checkTools(row: Record<string, unknown>, notes: FaultNotes): unk
   if (tools === undefined || tools === null) return null;
   if (!Array.isArray(tools) || tools.length < 1 || tools.length > 128) {
     const what = Array.isArray(tools) ? `a list of ${tools.length}` : typeName(tools);
-    notes.fault(
-      key,
-      "tools_invalid",
-      `${key} is ${what}: expected a list of 1 to 128 tools.`,
-      `Leave ${key} out when there is no tool.`,
-    );
+    notes.fault({
+      path: key,
+      rule: "tools_invalid",
+      message: `${key} is ${what}: expected a list of 1 to 128 tools.`,
+      fix: `Leave ${key} out when there is no tool.`,
+    });
     return null;
   }
   const present = key === "tools" ? tools : tools.map((called: unknown) => ({ type: "function", function: called }));
@@ -135,14 +143,19 @@ export function checkTools(row: Record<string, unknown>, notes: FaultNotes): unk
     const parameters = isRecord(called) ? own(called, "parameters") : undefined;
     const typed = isRecord(tool) && own(tool, "type") === "function";
     if (!typed || typeof name !== "string" || name === "")
-      notes.fault(path, "tool_invalid", `${path} is ${quoted(tool, 60)}: expected a function with a name.`, toolFix);
+      notes.fault({
+        path,
+        rule: "tool_invalid",
+        message: `${path} is ${quoted(tool, 60)}: expected a function with a name.`,
+        fix: toolFix,
+      });
     else if (parameters !== undefined && !isRecord(parameters))
-      notes.fault(
-        `${path}.parameters`,
-        "tool_invalid",
-        `${path}.parameters is ${typeName(parameters)}: expected a JSON Schema object.`,
-        toolFix,
-      );
+      notes.fault({
+        path: `${path}.parameters`,
+        rule: "tool_invalid",
+        message: `${path}.parameters is ${typeName(parameters)}: expected a JSON Schema object.`,
+        fix: toolFix,
+      });
   }
   return present;
 }

@@ -57,7 +57,6 @@ export class ArraySplitter {
     if (this.#state === "after") return [];
     const rest = this.#state === "inside" ? [this.#take()] : [];
     this.#fault(
-      this.#line,
       "array_not_closed",
       "The JSON array is not closed: the file ends before its ].",
       "Was the file cut off? Add the missing ], or write one object a line without brackets.",
@@ -74,7 +73,6 @@ export class ArraySplitter {
     if (this.#state === "after") {
       if (this.faults.at(-1)?.rule !== "array_trailing") {
         this.#fault(
-          this.#line,
           "array_trailing",
           "There is more text after the ] that closes the array.",
           "Put every row inside one array, or write one object a line without brackets.",
@@ -84,17 +82,12 @@ export class ArraySplitter {
     }
     if (byte === 0x5d) {
       if (this.#state === "element")
-        this.#fault(
-          this.#line,
-          "array_comma",
-          "There is a comma before the ] that closes the array.",
-          "Remove the comma.",
-        );
+        this.#fault("array_comma", "There is a comma before the ] that closes the array.", "Remove the comma.");
       this.#state = "after";
       return false;
     }
     if (byte === 0x2c) {
-      this.#fault(this.#line, "array_comma", "There is a comma with no row before it.", "Remove the comma.");
+      this.#fault("array_comma", "There is a comma with no row before it.", "Remove the comma.");
       return false;
     }
     this.#state = "inside";
@@ -146,8 +139,8 @@ export class ArraySplitter {
     return element;
   }
 
-  #fault(line: number, rule: string, message: string, fix: string): void {
-    this.faults.push({ line, rule, message, fix });
+  #fault(rule: string, message: string, fix: string): void {
+    this.faults.push({ line: this.#line, rule, message, fix });
   }
 }
 

@@ -53,31 +53,44 @@ class Scanner {
     if (this.#expect === "nothing") return;
     const open = this.#open.at(-1);
     if (open === undefined)
-      this.#fail(bytes.length, "json_syntax", "There is no JSON value here.", "Write an object, or remove the line.");
+      this.#fail({
+        offset: bytes.length,
+        rule: "json_syntax",
+        message: "There is no JSON value here.",
+        fix: "Write an object, or remove the line.",
+      });
     const what = open.keys === null ? "list" : "object";
-    this.#fail(
-      bytes.length,
-      "json_syntax",
-      `The JSON ends too early: the ${what} that opens at column ${columnOf(bytes, open.offset)} is not closed.`,
-      `Add the missing ${open.keys === null ? "]" : "}"}; each row must be whole on one line.`,
-    );
+    this.#fail({
+      offset: bytes.length,
+      rule: "json_syntax",
+      message: `The JSON ends too early: the ${what} that opens at column ${columnOf(bytes, open.offset)} is not closed.`,
+      fix: `Add the missing ${open.keys === null ? "]" : "}"}; each row must be whole on one line.`,
+    });
   }
 
   #token(byte: number): void {
     const expect = this.#expect;
     if (expect === "nothing") this.#trailing(byte);
-    if (byte === quote && (expect === "key" || expect === "key_or_end")) return this.#key();
-    if (expect === "colon") return byte === 0x3a ? this.#punctuation("value") : this.#unexpected('":" after the key');
-    if (byte === 0x7d && (expect === "key_or_end" || (expect === "comma_or_end" && this.#inObject())))
-      return this.#close();
-    if (byte === 0x5d && (expect === "value_or_end" || (expect === "comma_or_end" && !this.#inObject())))
-      return this.#close();
-    if (expect === "comma_or_end") {
-      if (byte === 0x2c) return this.#punctuation(this.#inObject() ? "key" : "value");
-      this.#unexpected(this.#inObject() ? '"," or "}"' : '"," or "]"');
-    }
-    if (expect === "key" || expect === "key_or_end") this.#unexpected("a key in double quotes");
-    this.#value(byte);
+    else if (expect === "colon") this.#need(0x3a, { byte, expected: '":" after the key', next: "value" });
+    else if (this.#closes(byte)) this.#close();
+    else if (expect === "comma_or_end") {
+      const inObject = this.#inObject();
+      this.#need(0x2c, { byte, expected: inObject ? '"," or "}"' : '"," or "]"', next: inObject ? "key" : "value" });
+    } else if (expect === "value" || expect === "value_or_end") this.#value(byte);
+    else if (byte === quote) this.#key();
+    else this.#unexpected("a key in double quotes");
+  }
+
+  /** The bracket that ends the innermost object or list, where one may end. */
+  #closes(byte: number): boolean {
+    if (byte === 0x7d) return this.#expect === "key_or_end" || (this.#expect === "comma_or_end" && this.#inObject());
+    if (byte === 0x5d) return this.#expect === "value_or_end" || (this.#expect === "comma_or_end" && !this.#inObject());
+    return false;
+  }
+
+  #need(wanted: number, { byte, expected, next }: { byte: number; expected: string; next: Expect }): void {
+    if (byte !== wanted) this.#unexpected(expected);
+    this.#punctuation(next);
   }
 
   #value(byte: number): void {
@@ -100,12 +113,12 @@ class Scanner {
 
   #openAt(byte: number): void {
     if (this.#open.length >= maxDepth) {
-      this.#fail(
-        this.#at,
-        "json_too_deep",
-        `The JSON is nested more than ${maxDepth} levels deep.`,
-        "Flatten the row; a chat row needs about four levels.",
-      );
+      this.#fail({
+        offset: this.#at,
+        rule: "json_too_deep",
+        message: `The JSON is nested more than ${maxDepth} levels deep.`,
+        fix: "Flatten the row; a chat row needs about four levels.",
+      });
     }
     this.#open.push({ keys: byte === 0x7b ? new Set() : null, offset: this.#at });
     this.#punctuation(byte === 0x7b ? "key_or_end" : "value_or_end");
@@ -131,12 +144,12 @@ class Scanner {
     const keys = this.#open.at(-1)?.keys;
     if (keys?.has(key) === true) {
       const shown = this.bytes.toString("utf8", start, Math.min(this.#at, start + 60));
-      this.#fail(
-        start,
-        "json_duplicate_key",
-        `The key ${shown} is given twice in one object.`,
-        "Keep one of them: readers differ in which one they take.",
-      );
+      this.#fail({
+        offset: start,
+        rule: "json_duplicate_key",
+        message: `The key ${shown} is given twice in one object.`,
+        fix: "Keep one of them: readers differ in which one they take.",
+      });
     }
     keys?.add(key);
     this.#expect = "colon";
@@ -161,21 +174,31 @@ class Scanner {
         at += 1;
       }
     }
-    return this.#fail(
-      this.#at,
-      "json_syntax",
-      "The text that begins here has no closing quote.",
-      'Add the missing ", or write a quote inside the text as \\".',
-    );
+    return this.#fail({
+      offset: this.#at,
+      rule: "json_syntax",
+      message: "The text that begins here has no closing quote.",
+      fix: 'Add the missing ", or write a quote inside the text as \\".',
+    });
   }
 
   #controlCharacter(at: number, byte: number): never {
     if (byte === 0)
-      this.#fail(at, "text_nul", "The text holds a NUL character.", "Remove it: no tokenizer or database keeps it.");
+      this.#fail({
+        offset: at,
+        rule: "text_nul",
+        message: "The text holds a NUL character.",
+        fix: "Remove it: no tokenizer or database keeps it.",
+      });
     const hex = byte.toString(16).padStart(2, "0");
     const name = byte === 0x09 ? "tab" : byte === 0x0a || byte === 0x0d ? "line break" : `control character 0x${hex}`;
     const write = { 9: "\\t", 10: "\\n", 13: "\\r" }[byte] ?? `\\u00${hex}`;
-    this.#fail(at, "json_syntax", `There is a raw ${name} inside a text.`, `Write it as ${write}.`);
+    this.#fail({
+      offset: at,
+      rule: "json_syntax",
+      message: `There is a raw ${name} inside a text.`,
+      fix: `Write it as ${write}.`,
+    });
   }
 
   /** Checks the escape at `at` (a backslash) and answers where the text goes on. */
@@ -183,42 +206,42 @@ class Scanner {
     const letter = this.bytes.toString("latin1", at + 1, at + 2);
     if (letter !== "u") {
       if (letter !== "" && '"\\/bfnrt'.includes(letter)) return at + 2;
-      this.#fail(
-        at,
-        "json_syntax",
-        `There is an unknown escape "\\${letter}" in a text.`,
-        "Write a backslash itself as \\\\.",
-      );
+      this.#fail({
+        offset: at,
+        rule: "json_syntax",
+        message: `There is an unknown escape "\\${letter}" in a text.`,
+        fix: "Write a backslash itself as \\\\.",
+      });
     }
     const unit = this.#hex(at);
     if (unit === 0)
-      this.#fail(
-        at,
-        "text_nul",
-        "The text holds a NUL character (\\u0000).",
-        "Remove it: no tokenizer or database keeps it.",
-      );
+      this.#fail({
+        offset: at,
+        rule: "text_nul",
+        message: "The text holds a NUL character (\\u0000).",
+        fix: "Remove it: no tokenizer or database keeps it.",
+      });
     if (unit < 0xd800 || unit > 0xdfff) return at + 6;
     const paired = unit <= 0xdbff && this.bytes.toString("latin1", at + 6, at + 8) === "\\u";
     const second = paired ? this.#hex(at + 6) : 0;
     if (second >= 0xdc00 && second <= 0xdfff) return at + 12;
-    return this.#fail(
-      at,
-      "text_half_surrogate",
-      "The text holds half of a surrogate pair, which is no character.",
-      "Write the character itself, or both halves, or remove it.",
-    );
+    return this.#fail({
+      offset: at,
+      rule: "text_half_surrogate",
+      message: "The text holds half of a surrogate pair, which is no character.",
+      fix: "Write the character itself, or both halves, or remove it.",
+    });
   }
 
   #hex(at: number): number {
     const digits = this.bytes.toString("latin1", at + 2, at + 6);
     if (!/^[0-9a-fA-F]{4}$/.test(digits))
-      this.#fail(
-        at,
-        "json_syntax",
-        "A \\u escape needs four hexadecimal digits.",
-        "Write it like \\u00e9, or write the character itself.",
-      );
+      this.#fail({
+        offset: at,
+        rule: "json_syntax",
+        message: "A \\u escape needs four hexadecimal digits.",
+        fix: "Write it like \\u00e9, or write the character itself.",
+      });
     return Number.parseInt(digits, 16);
   }
 
@@ -227,12 +250,12 @@ class Scanner {
     const text = match?.[0];
     if (text === undefined) this.#badWord();
     if (!Number.isFinite(Number(text)))
-      this.#fail(
-        this.#at,
-        "json_number",
-        `The number ${text.slice(0, 40)} is too large.`,
-        "Write it as a text, or remove it.",
-      );
+      this.#fail({
+        offset: this.#at,
+        rule: "json_number",
+        message: `The number ${text.slice(0, 40)} is too large.`,
+        fix: "Write it as a text, or remove it.",
+      });
     this.#at += text.length;
     this.#after();
   }
@@ -249,40 +272,41 @@ class Scanner {
     if (word === undefined) this.#unexpected("a value");
     const json = { True: "true", False: "false", None: "null", undefined: "null" }[word];
     if (json !== undefined)
-      this.#fail(
-        this.#at,
-        "json_syntax",
-        `"${word}" is not JSON.`,
-        `Write ${json}. In Python, write rows with json.dumps.`,
-      );
+      this.#fail({
+        offset: this.#at,
+        rule: "json_syntax",
+        message: `"${word}" is not JSON.`,
+        fix: `Write ${json}. In Python, write rows with json.dumps.`,
+      });
     if (/^[-+]?(nan|inf|infinity)$/i.test(word))
-      this.#fail(
-        this.#at,
-        "json_number",
-        `"${word}" is not JSON: expected a number, a text or null.`,
-        "Write null, or leave the key out.",
-      );
+      this.#fail({
+        offset: this.#at,
+        rule: "json_number",
+        message: `"${word}" is not JSON: expected a number, a text or null.`,
+        fix: "Write null, or leave the key out.",
+      });
     const short = word.slice(0, 40);
-    this.#fail(
-      this.#at,
-      "json_syntax",
-      `"${short}" is not a JSON value.`,
-      /^[-+.\d]/.test(word)
+    this.#fail({
+      offset: this.#at,
+      rule: "json_syntax",
+      message: `"${short}" is not a JSON value.`,
+      fix: /^[-+.\d]/.test(word)
         ? "Write the number plainly, such as 12 or -0.5, or put it in quotes."
         : "Put text in double quotes.",
-    );
+    });
   }
 
   #trailing(byte: number): never {
     const message = `There is more text after the end of the row, beginning with ${this.#found()}.`;
-    this.#fail(
-      this.#at,
-      "json_syntax",
+    this.#fail({
+      offset: this.#at,
+      rule: "json_syntax",
       message,
-      byte === 0x2c
-        ? "Remove the comma at the end of the line: JSONL has none between rows."
-        : "Write one object a line, and nothing else.",
-    );
+      fix:
+        byte === 0x2c
+          ? "Remove the comma at the end of the line: JSONL has none between rows."
+          : "Write one object a line, and nothing else.",
+    });
   }
 
   #unexpected(expected: string): never {
@@ -293,7 +317,12 @@ class Scanner {
         : (byte === 0x7d || byte === 0x5d) && (this.#expect === "key" || this.#expect === "value")
           ? "Remove the comma before it."
           : 'Correct the JSON here: a missing comma, colon or quote, or a quote inside a text that is not written as \\".';
-    this.#fail(this.#at, "json_syntax", `Expected ${expected}, found ${this.#found()}.`, fix);
+    this.#fail({
+      offset: this.#at,
+      rule: "json_syntax",
+      message: `Expected ${expected}, found ${this.#found()}.`,
+      fix,
+    });
   }
 
   #ahead(length: number): string {
@@ -310,8 +339,8 @@ class Scanner {
         : `"${character}"`;
   }
 
-  #fail(offset: number, rule: string, message: string, fix: string): never {
-    throw new Found({ offset, rule, message, fix });
+  #fail(problem: JsonProblem): never {
+    throw new Found(problem);
   }
 }
 

@@ -1,8 +1,13 @@
 import { createHash } from "node:crypto";
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { processFile } from "../../src/app/process-file.js";
-import type { Blobs, DataReport, FileRecord } from "../../src/app/ports.js";
+import type { Blobs, FileRecord, Store } from "../../src/app/ports.js";
+import { localBlobs } from "../../src/blobs/local.js";
 import { dataReader } from "../../src/ingest/read-data.js";
+import { inChunks } from "./read.js";
 
 const record: FileRecord = {
   id: "file-1",
@@ -19,67 +24,58 @@ const record: FileRecord = {
   deletedAt: null,
 };
 
-/** One file in memory: enough of the store and the blobs to see what processing wrote. */
-function world(content: string | null, options: { failOn?: string; file?: Partial<FileRecord> } = {}) {
-  const blobs = new Map<string, Buffer>();
-  if (content !== null) blobs.set("files/file-1/original", Buffer.from(content));
+/** One file on a real disk; the store keeps just its record. `failOn`: the disk is full when this blob is written. */
+async function world(content: string | null, options: { failOn?: string; file?: Partial<FileRecord> } = {}) {
+  const disk = localBlobs(mkdtempSync(join(tmpdir(), "fettle-process-")));
+  if (content !== null) await disk.put("files/file-1/original", inChunks(Buffer.from(content), 4096));
+  const blobs: Blobs = {
+    ...disk,
+    put: (key, body, limits) => disk.put(key, key === options.failOn ? fullDisk(body) : body, limits),
+  };
   let file: FileRecord = { ...record, ...options.file };
   let writes = 0;
-  const memory: Pick<Blobs, "get" | "put"> = {
-    async put(key, body) {
-      const parts: Uint8Array[] = [];
-      for await (const part of body) {
-        parts.push(part);
-        if (key === options.failOn) throw Object.assign(new Error("no space left on device"), { code: "ENOSPC" });
-      }
-      const bytes = Buffer.concat(parts);
-      blobs.set(key, bytes);
-      return { bytes: bytes.length, sha256: createHash("sha256").update(bytes).digest("hex") };
-    },
-    async get(key) {
-      const bytes = blobs.get(key);
-      return bytes === undefined
-        ? null
-        : (async function* () {
-            for (let at = 0; at < bytes.length; at += 4096) yield bytes.subarray(at, at + 4096);
-          })();
+  const files = {
+    get: async () => file,
+    setProcessed: async (
+      _project: string,
+      _id: string,
+      outcome: Pick<FileRecord, "statusDetails" | "report"> & { status: "processed" | "error" },
+    ) => {
+      writes += 1;
+      file = { ...file, ...outcome };
     },
   };
-  const deps = {
-    reader: dataReader(),
-    blobs: memory as Blobs,
-    store: {
-      files: {
-        get: async () => file,
-        setProcessed: async (
-          _project: string,
-          _id: string,
-          outcome: { status: "processed" | "error"; statusDetails: string | null; report: DataReport | null },
-        ) => {
-          writes += 1;
-          file = { ...file, ...outcome };
-        },
-      },
-    } as unknown as Parameters<typeof processFile>[0]["store"],
+  const deps = { reader: dataReader(), blobs, store: { files } as unknown as Pick<Store, "files"> };
+  const text = async (key: string): Promise<string> => {
+    const parts: Uint8Array[] = [];
+    for await (const part of (await disk.get(key)) ?? []) parts.push(part);
+    return Buffer.concat(parts).toString();
   };
   return {
     run: () => processFile(deps, { projectId: "p", fileId: "file-1" }),
-    blobs,
+    text,
     file: () => file,
     writes: () => writes,
   };
+}
+
+async function* fullDisk(body: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {
+  for await (const part of body) {
+    yield part;
+    throw Object.assign(new Error("no space left on device"), { code: "ENOSPC" });
+  }
 }
 
 const good = '{"text":"a","label":"x"}\n';
 
 describe("processFile", () => {
   it("writes canonical rows and the report, once", async () => {
-    const { run, blobs, file, writes } = world(good.repeat(12));
+    const { run, text, file, writes } = await world(good.repeat(12));
     await run();
     await run();
     expect(writes()).toBe(1);
-    const rows = blobs.get("files/file-1/rows.jsonl") ?? Buffer.alloc(0);
-    expect(rows.toString().split("\n")[11]).toBe('{"line":12,"text":"a","label":"x"}');
+    const rows = await text("files/file-1/rows.jsonl");
+    expect(rows.split("\n")[11]).toBe('{"line":12,"text":"a","label":"x"}');
     expect(file()).toMatchObject({ status: "processed", statusDetails: null });
     expect(file().report).toMatchObject({
       numRows: 12,
@@ -91,12 +87,12 @@ describe("processFile", () => {
   });
 
   it("keeps 100 faults in the report, all in the blob, and says how many", async () => {
-    const { run, blobs, file } = world(`${good}${'{"text":"a"\n'.repeat(250)}`);
+    const { run, text, file } = await world(`${good}${'{"text":"a"\n'.repeat(250)}`);
     await run();
     expect(file().status).toBe("error");
     expect(file().report?.faults).toHaveLength(100);
     expect(file().report).toMatchObject({ numRows: 251, numUsable: 1, numFaults: 250 });
-    expect(blobs.get("files/file-1/faults.jsonl")?.toString().trim().split("\n")).toHaveLength(250);
+    expect((await text("files/file-1/faults.jsonl")).trim().split("\n")).toHaveLength(250);
     const sentence =
       "column 12: The JSON ends too early: the object that opens at column 1 is not closed. Add the missing }; each row must be whole on one line.";
     expect(file().statusDetails).toBe(
@@ -112,7 +108,7 @@ describe("processFile", () => {
     ],
     [null, "The bytes of the file are gone from the disk. Upload it again."],
   ])("refuses file %#", async (content, statusDetails) => {
-    const { run, file } = world(content);
+    const { run, file } = await world(content);
     await run();
     expect(file()).toMatchObject({ status: "error", statusDetails });
   });
@@ -120,7 +116,7 @@ describe("processFile", () => {
   it.each(["files/file-1/rows.jsonl", "files/file-1/faults.jsonl"])(
     "fails, and leaves the file for the next try, when %s cannot be written",
     async (failOn) => {
-      const { run, file, writes } = world(`${good}{"text":1}\n`.repeat(20_000), { failOn });
+      const { run, file, writes } = await world(`${good}{"text":1}\n`.repeat(20_000), { failOn });
       await expect(run()).rejects.toMatchObject({ code: "ENOSPC" });
       expect(writes()).toBe(0);
       expect(file().status).toBe("uploaded");
@@ -128,7 +124,7 @@ describe("processFile", () => {
   );
 
   it("leaves deleted files alone", async () => {
-    const { run, writes } = world(good, { file: { deletedAt: 1 } });
+    const { run, writes } = await world(good, { file: { deletedAt: 1 } });
     await run();
     expect(writes()).toBe(0);
   });
