@@ -48,7 +48,7 @@ SPECIAL = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>", "<unk>"]
 
 
 def make_tokenizer(
-    template: str | None = CHATML, *, adds_bos: bool = False, size: int = 400
+    template: str | None = CHATML, *, adds_bos: bool = False, adds_eos: bool = False, size: int = 400
 ) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,6 +66,10 @@ def make_tokenizer(
         core.post_processor = processors.TemplateProcessing(
             single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
         )
+    if adds_eos:
+        core.post_processor = processors.TemplateProcessing(
+            single="$A <|im_end|>", special_tokens=[("<|im_end|>", 3)]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<|bos|>",
@@ -81,8 +85,19 @@ def make_tokenizer(
 def make_decoder(folder: Path, kind: str = "llama", template: str | None = CHATML) -> Path:
     """A random decoder with its tokenizer, saved. About 60 thousand weights."""
     tokenizer = make_tokenizer(template)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
-    wide = {**shape, "intermediate_size": 48, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "head_dim": 8}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    wide = {
+        **shape,
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "head_dim": 8,
+    }
     ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     configs: dict[str, Any] = {
         "llama": lambda: transformers.LlamaConfig(**wide, **ids),
@@ -92,7 +107,13 @@ def make_decoder(folder: Path, kind: str = "llama", template: str | None = CHATM
             **wide, **ids, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
         ),
         "gpt2": lambda: transformers.GPT2Config(
-            n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=3
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            vocab_size=len(tokenizer),
+            bos_token_id=1,
+            eos_token_id=3,
         ),
     }
     return save(transformers.AutoModelForCausalLM, configs[kind](), tokenizer, folder)
@@ -112,7 +133,9 @@ def save(loader: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    text = "".join(json.dumps({"line": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows, 1))
+    text = "".join(
+        json.dumps({"line": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows, 1)
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -134,11 +157,17 @@ def chat_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def class_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     random_ = random.Random(seed)
-    topics = {"billing": ["refund", "invoice", "late"], "login": ["password", "login", "broken"], "other": ["fox", "dog"]}
+    topics = {
+        "billing": ["refund", "invoice", "late"],
+        "login": ["password", "login", "broken"],
+        "other": ["fox", "dog"],
+    }
     rows: list[dict[str, Any]] = []
     for index in range(count):
         label = list(topics)[index % 3]
-        words = random_.choices(topics[label], k=random_.randint(1, 5)) + random_.choices(CORPUS[0].split(), k=3)
+        words = random_.choices(topics[label], k=random_.randint(1, 5)) + random_.choices(
+            CORPUS[0].split(), k=3
+        )
         rows.append({"text": " ".join(words) + f" {index}", "label": label})
     return rows
 
@@ -214,3 +243,86 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
 
 def read_events(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def make_encoder(folder: Path, kind: str = "bert") -> Path:
+    """A random encoder without a classification head, as MiniLM and its like are shipped."""
+    tokenizer = make_wordpiece()
+    size = len(tokenizer)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    configs: dict[str, Any] = {
+        "bert": lambda: transformers.BertConfig(
+            **shape, vocab_size=size, max_position_embeddings=64, pad_token_id=0
+        ),
+        "roberta": lambda: transformers.RobertaConfig(
+            **shape,
+            vocab_size=size,
+            max_position_embeddings=66,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        ),
+        "distilbert": lambda: transformers.DistilBertConfig(
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=48,
+            vocab_size=size,
+            max_position_embeddings=64,
+            pad_token_id=0,
+        ),
+    }
+    return save(transformers.AutoModel, configs[kind](), tokenizer, folder)
+
+
+def make_wordpiece() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    core.train_from_iterator(
+        [*CORPUS, "abcdefghijklmnopqrstuvwxyz0123456789"],
+        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False),
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def make_seq2seq(folder: Path, kind: str = "t5") -> Path:
+    tokenizer = make_tokenizer(None, adds_eos=True)
+    size = len(tokenizer)
+    marked = {"pad_token_id": 0, "eos_token_id": 3, "vocab_size": size}
+    layers = {
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "d_model": 32,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+    }
+    configs: dict[str, Any] = {
+        "t5": lambda: transformers.T5Config(
+            **marked, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        ),
+        "bart": lambda: transformers.BartConfig(
+            **marked, **layers, decoder_start_token_id=3, forced_eos_token_id=None
+        ),
+        "marian": lambda: transformers.MarianConfig(
+            **marked, **layers, decoder_start_token_id=0, forced_eos_token_id=None
+        ),
+    }
+    return save(transformers.AutoModelForSeq2SeqLM, configs[kind](), tokenizer, folder)

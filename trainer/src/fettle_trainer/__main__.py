@@ -1,9 +1,9 @@
 """Command line of the data plane. Each command loads only what it needs.
 
-    python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
-    python -m fettle_trainer merge --base B --adapter A --out O
-    python -m fettle_trainer probe                what this machine can do, as JSON
-    python -m fettle_trainer schema               JSON Schema of a spec
+python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
+python -m fettle_trainer merge --base B --adapter A --out O
+python -m fettle_trainer probe                what this machine can do, as JSON
+python -m fettle_trainer schema               JSON Schema of a spec
 """
 
 import argparse

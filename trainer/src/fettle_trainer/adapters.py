@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .failure import TrainFailure
+from .tensor_files import read_tensors
 
 _PREFIX = "base_model.model."
 _TASK_TYPES = {"chat": "CAUSAL_LM", "classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
@@ -42,7 +42,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
         super().__init__()
         weight = cast("Tensor", base.weight)
-        self.transposed = type(base).__name__ == "Conv1D"
+        self.transposed = _is_transposed(base)
         wide, tall = weight.shape if self.transposed else (weight.shape[1], weight.shape[0])
         self.base = base
         self.scale = settings.scale
@@ -77,12 +77,16 @@ class LoraLinear(nn.Module):
         return (weight.float() + (change.t() if self.transposed else change)).to(weight.dtype)
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+def _is_transposed(module: object) -> bool:
+    return module.__class__.__name__ == "Conv1D"
+
+
+def linear_modules(model: Any) -> dict[str, nn.Module]:
     """All layers LoRA can change, in model order."""
     return {
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+        if isinstance(module, nn.Linear) or _is_transposed(module)
     }
 
 
@@ -112,7 +116,7 @@ def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str
 
 
 def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
-    """Freezes the base, puts LoRA over the chosen layers, thaws modules_to_save. Returns the layers' names."""
+    """Freezes the base, puts LoRA over the chosen layers, thaws modules_to_save. Returns the names."""
     names = choose_targets(model, settings.targets, settings.modules_to_save)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -129,8 +133,8 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
     return names
 
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    for name, module in model.named_modules():
+def lora_layers(model: Any) -> Iterator[tuple[str, LoraLinear]]:
+    for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         if isinstance(module, LoraLinear):
             yield name, module
 
@@ -168,7 +172,7 @@ def adapter_config(model: Any, settings: LoraSettings, task: str, base_name: str
 
 
 def _short_names(model: nn.Module, names: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """Last parts (`q_proj`), which other tools prefer, where they mean exactly these layers; else full names."""
+    """Last parts (`q_proj`), which other tools prefer, where they mean just these layers; else full."""
     leaves = {name.rsplit(".", 1)[-1] for name in names}
     plain = [name.removesuffix(".base") for name in linear_modules(model)]
     inside = tuple(f"{name}." for name in kept)
@@ -181,7 +185,7 @@ def _short_names(model: nn.Module, names: Sequence[str], kept: Sequence[str]) ->
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = cast("dict[str, Any]", json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    return config, load_file(folder / "adapter_model.safetensors")
+    return config, read_tensors(folder / "adapter_model.safetensors")
 
 
 def settings_of(config: dict[str, Any]) -> LoraSettings:
@@ -192,7 +196,7 @@ def settings_of(config: dict[str, Any]) -> LoraSettings:
     if config.get("peft_type") != "LORA" or strange or config.get("bias", "none") != "none":
         raise TrainFailure(
             "incompatible_method",
-            f"The adapter ({', '.join(strange) or config.get('peft_type')}) is of a kind that cannot be trained on.",
+            f"This kind of adapter cannot be trained on: {', '.join(strange) or config.get('peft_type')}.",
             "Start from the base model, or from a plain LoRA adapter.",
         )
     return LoraSettings(

@@ -1,4 +1,4 @@
-"""What a run leaves: a PEFT adapter or a whole model folder, plus fettle.json; and the proof that it loads."""
+"""What a run leaves: an adapter or a whole model folder, with fettle.json; and the proof that it loads."""
 
 import hashlib
 import json
@@ -13,8 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .adapters import adapter_config, adapter_tensors, add_lora, load_adapter, merge_lora, read_adapter, settings_of
-from .collate import Collator
+from .adapters import (
+    adapter_config,
+    adapter_tensors,
+    add_lora,
+    load_adapter,
+    merge_lora,
+    read_adapter,
+    settings_of,
+)
 from .data import TokenRows, file_sha256
 from .device import Compute, dtype_name, dtype_of
 from .failure import TrainFailure
@@ -32,7 +39,7 @@ _VERIFY_SECONDS = 1800
 
 
 def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
-    """Writes <output_dir>/artefact, whole or not at all. Raises OSError or TensorFileError when the disk is full."""
+    """Writes <output_dir>/artefact, whole or not at all. Raises OSError, TensorFileError (disk full)."""
     partial = output_dir / f".{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -101,7 +108,9 @@ class Probe:
     dtype: str
 
 
-def write_probe(loaded: Loaded, stepper: Stepper, spec: TrainSpec, rows: TokenRows, compute: Compute) -> Probe:
+def write_probe(
+    loaded: Loaded, stepper: Stepper, spec: TrainSpec, rows: TokenRows, compute: Compute
+) -> Probe:
     """Answers of the model in memory, before it is forgotten."""
     chosen = sorted(range(len(rows)), key=lambda row: (rows.lengths[row], row))[:_PROBE_ROWS]
     some = rows.select(chosen)
@@ -109,16 +118,7 @@ def write_probe(loaded: Loaded, stepper: Stepper, spec: TrainSpec, rows: TokenRo
     with torch.no_grad():
         batch = stepper.collate(some, range(len(some))).to(compute.device)
         logits = stepper.logits(batch).float()
-    tensors = {
-        "ids": some.ids,
-        "starts": some.starts,
-        "aux": some.aux,
-        "aux_starts": some.aux_starts,
-        "labels": some.labels,
-        "lines": some.lines,
-        "groups": some.groups,
-        "logits": logits,
-    }
+    tensors = {**some.tensors(), "logits": logits}
     path = Path(spec.output_dir) / "cache" / "probe.safetensors"
     dtype = dtype_name(compute.dtype)
     write_tensors(path, tensors, {"task": spec.task, "dtype": dtype, "device": compute.device.type})
@@ -149,7 +149,7 @@ def verify(artefact: Path, base: Path, probe: Path) -> float:
     facts = read_metadata(probe)
     stored = read_tensors(probe)
     expected = stored.pop("logits")
-    rows = TokenRows(**stored)
+    rows = TokenRows.of(stored)
     task, dtype = cast("Task", facts["task"]), dtype_of(facts["dtype"])
     loaded = load_artefact(artefact, base, dtype)
     loaded.model.to(facts["device"])

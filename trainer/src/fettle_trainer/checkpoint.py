@@ -31,7 +31,7 @@ _FILES = (WEIGHTS, OPTIMISER, RNG, STATE)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands, at the border between two optimiser steps. `fingerprint` ties it to spec and rows."""
+    """Where a run stands between two optimiser steps. `fingerprint` ties it to spec and rows."""
 
     fingerprint: str
     dtype: str
@@ -105,7 +105,9 @@ class CheckpointFolder:
                 return self.load(step), notes
             except DamagedCheckpoint as error:
                 aside = self._set_aside(step)
-                notes.append(f"Checkpoint {step} is damaged ({error}); kept as {aside.name}, the one before is used.")
+                notes.append(
+                    f"Checkpoint {step} is damaged ({error}); kept as {aside.name}, the one before is used."
+                )
         return None, notes
 
     def load(self, step: int) -> Checkpoint:
@@ -127,7 +129,9 @@ class CheckpointFolder:
         """Of all checkpoints, whole or not, ascending."""
         if not self._root.is_dir():
             return []
-        return sorted(int(path.name) for path in self._root.iterdir() if path.is_dir() and path.name.isdigit())
+        return sorted(
+            int(path.name) for path in self._root.iterdir() if path.is_dir() and path.name.isdigit()
+        )
 
     def prune(self, best_step: int) -> None:
         """Keeps the newest, as many as asked, and the best."""

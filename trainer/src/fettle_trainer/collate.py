@@ -24,7 +24,7 @@ IGNORED = -100
 class Batch:
     """One micro-batch.
 
-    Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L with `attention_mask`.
+    Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L and `attention_mask`.
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
     `num_tokens`: real tokens in it, source and target.
@@ -68,7 +68,9 @@ class Collator:
         return self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
 
     def _packed(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
-        parts, positions, gather, targets, lengths, start = [], [], [], [], [], 0
+        parts, positions, gather, targets = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        lengths = list[int]()
+        start = 0
         for row in chosen:
             ids = rows.ids_of(row)
             used, places, wanted = self._supervised(rows, row, ids)

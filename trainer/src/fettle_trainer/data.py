@@ -6,20 +6,19 @@ Every row is either used whole, cut and counted, or refused with its line, a rul
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .failure import TrainFailure
 from .messages import PromptError
 from .prompt import PromptEncoder, TrainingSequence
 from .spec import Task
+from .tensor_files import TensorFileError, integers, read_metadata, read_tensors, write_tensors
 
 _CACHE_VERSION = 1
 MOST_REFUSALS_TOLD = 1000
@@ -32,6 +31,9 @@ class Refusal:
     line: int
     rule: str
     message: str
+
+
+_TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,17 @@ class TokenRows:
     lengths: list[int] = field(default_factory=list[int])
 
     def __post_init__(self) -> None:
-        ids, aux = self.starts.diff().tolist(), self.aux_starts.diff().tolist()
+        ids, aux = integers(self.starts.diff()), integers(self.aux_starts.diff())
         object.__setattr__(self, "lengths", [max(a, b) for a, b in zip(ids, aux, strict=True)])
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "TokenRows":
+        """The inverse of `tensors`."""
+        ids, starts, aux, aux_starts, labels, lines, groups = (tensors[name] for name in _TENSORS)
+        return cls(ids, starts, aux, aux_starts, labels, lines, groups)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: cast("Tensor", getattr(self, name)) for name in _TENSORS}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -172,8 +183,8 @@ class Tokeniser:
         if len(target) > self.max_length:
             raise PromptError(
                 "too_long",
-                f"The completion has {len(target)} tokens, more than max_length {self.max_length}: it would be "
-                "learnt without its end. Shorten the row or raise max_length.",
+                f"The completion has {len(target)} tokens, more than max_length {self.max_length}: it would "
+                "be learnt without its end. Shorten the row or raise max_length.",
             )
         return _TokenRow(source.ids, target, SEQ2SEQ_LABEL, truncated=source.truncated)
 
@@ -260,8 +271,8 @@ def _group(row: dict[str, Any]) -> int:
     if group is None:
         shown = [
             message
-            for message in cast("list[Any]", row.get("messages") or [])
-            if isinstance(message, dict) and cast("dict[str, Any]", message).get("role") != "assistant"
+            for message in cast("list[dict[str, Any]]", row.get("messages") or [])
+            if message.get("role") != "assistant"
         ]
         group = json.dumps([shown, row.get("text"), row.get("text_pair"), row.get("prompt")], sort_keys=True)
     return int.from_bytes(hashlib.sha256(str(group).encode()).digest()[:8], "big") >> 1
@@ -272,8 +283,6 @@ def _starts(lengths: Sequence[int]) -> Tensor:
 
 
 def _write_cache(path: Path, key: str, dataset: Dataset) -> None:
-    rows = dataset.rows
-    tensors = {name: getattr(rows, name) for name in _TENSORS}
     told = [[one.line, one.rule, one.message] for one in dataset.refused]
     facts = {
         "key": key,
@@ -283,33 +292,23 @@ def _write_cache(path: Path, key: str, dataset: Dataset) -> None:
     }
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        write_tensors(partial, dataset.rows.tensors(), {"facts": json.dumps(facts)})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-_TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines", "groups")
-
-
 def _read_cache(path: Path, key: str) -> Dataset | None:
     """None when the file is damaged or foreign: the rows are then tokenised anew."""
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: cast("Tensor", file.get_tensor(name)) for name in _TENSORS}
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = json.loads(read_metadata(path)["facts"])
+        rows = TokenRows.of(read_tensors(path))
+    except (OSError, ValueError, KeyError, TensorFileError):
         return None
-    except Exception as error:  # safetensors raises its own type, which its stubs do not export
-        if type(error).__name__ == "SafetensorError":
-            return None
-        raise
     if facts.get("key") != key:
         return None
     refused = [Refusal(line, rule, message) for line, rule, message in facts["refused"]]
-    return Dataset(TokenRows(**tensors), refused, facts["num_refused"], facts["num_truncated"])
+    return Dataset(rows, refused, facts["num_refused"], facts["num_truncated"])
 
 
 def file_sha256(path: Path) -> str:

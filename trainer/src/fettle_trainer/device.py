@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -45,6 +46,10 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None) -> Compute:
     if gain >= _WORTHWHILE:
         return Compute(device, torch.bfloat16, f"bfloat16: {words}")
     return Compute(device, torch.float32, f"float32: {words}")
+
+
+def seed_everything(seed: int) -> None:
+    cast("Any", torch).manual_seed(seed)
 
 
 def dtype_of(name: str) -> torch.dtype:

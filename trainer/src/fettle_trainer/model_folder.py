@@ -1,6 +1,6 @@
 """What a model folder may hold. Checked before anything of it is loaded.
 
-Loading a model must never run code or follow a link of its author: safetensors, JSON and tokenizer files only.
+Loading a model must never run code or follow a link of its author: only safetensors, JSON, tokenizers.
 """
 
 import json

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
-from .device import Compute
+from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
@@ -72,7 +72,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     folder = Path(spec.base_model.path)
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
-    torch.manual_seed(spec.seed)
+    seed_everything(spec.seed)
     frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
     model, heads = load_model(folder, spec.task, spec.data.labels, frozen_dtype, spec.hyperparameters.dropout)
     _check_family(model, spec.base_model.family)
@@ -102,11 +102,8 @@ def load_model(
     dropout: float | None = None,
 ) -> tuple[Any, tuple[str, ...]]:
     """The bare model and its head modules. Raises TrainFailure when its architecture cannot do the task."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    library = _transformers()
+    config: Any = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     if dropout is not None:
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
@@ -117,7 +114,7 @@ def load_model(
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
     config.use_cache = False
-    loader: Any = getattr(transformers, _AUTO_CLASS[task])
+    loader: Any = getattr(library, _AUTO_CLASS[task])
     try:
         model, info = loader.from_pretrained(
             folder,
@@ -138,7 +135,9 @@ def load_model(
         ) from error
     config.use_cache = True
     model.config.use_cache = True
-    missing = {str(key) for key in info["missing_keys"]} | {str(entry[0]) for entry in info["mismatched_keys"]}
+    missing = {str(key) for key in info["missing_keys"]} | {
+        str(entry[0]) for entry in info["mismatched_keys"]
+    }
     heads = _head_modules(model, missing) if task == "classification" else ()
     unknown = [key for key in missing if not key.startswith(heads)] if heads else sorted(missing)
     if unknown:
@@ -150,10 +149,18 @@ def load_model(
     return model, heads
 
 
-def load_prompts(folder: Path) -> PromptEncoder:
+def _transformers() -> Any:
+    """Imported late, as it takes seconds; untyped, as most of its signatures are. Quiet on stderr."""
     import transformers
 
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+    library = cast("Any", transformers)
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
+
+
+def load_prompts(folder: Path) -> PromptEncoder:
+    tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     return PromptEncoder(tokenizer)
@@ -231,12 +238,12 @@ def _is_causal(model: Any) -> bool:
 
 
 def _knows_sdpa(loader: Any, config: Any) -> bool:
-    mapped: Any = loader._model_mapping[type(config)] if type(config) in loader._model_mapping else None
+    mapped: Any = loader._model_mapping.get(type(config), None)
     return bool(getattr(mapped, "_supports_sdpa", False))
 
 
 def _pad_id(model: Any, prompts: PromptEncoder) -> int:
-    """For filling up only; what is learnt is chosen by length. Decoder classifiers read it from the config."""
+    """For filling up; what is learnt is chosen by length. Decoder classifiers read it from the config."""
     raw = prompts.raw
     chosen = next((i for i in (raw.pad_token_id, raw.eos_token_id, 0) if i is not None), 0)
     config = model.config.get_text_config()

@@ -96,7 +96,7 @@ def enable(model: Any) -> bool:
     if not getattr(model, "_supports_attention_backend", False) or strange:
         return False
     before = config._attn_implementation
-    AttentionInterface.register(IMPLEMENTATION, segment_attention)
+    cast("Any", AttentionInterface).register(IMPLEMENTATION, segment_attention)
     was_training = model.training
     model.eval()
     try:

@@ -1,6 +1,7 @@
 """`train SPEC.json`: signals, exit codes, and the event that ends an attempt. Light to import: the first sign
 of life is written before PyTorch is loaded."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -8,14 +9,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from .events import EventLog, Heartbeat
 from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
 from .spec import SpecError, TrainSpec, read_spec
-
-if TYPE_CHECKING:
-    from .train import Training
 
 # As `trainerExit` in packages/contract/src/trainer.ts.
 FINISHED, FAILED, BAD_SPEC, DISK_FULL, STOPPED = 0, 1, 2, 74, 75
@@ -61,12 +58,10 @@ def _stop_on_signal() -> Callable[[], None]:
 
 
 def _attempt(spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]) -> int:
-    training: Training | None = None
     try:
         from .train import Training
 
-        training = Training(spec, log, heartbeat, check)
-        training.run()
+        Training(spec, log, heartbeat, check).run()
         return FINISHED
     except StopRequested:
         log.write("stopped", reason="signal", step=heartbeat.step)
@@ -84,7 +79,7 @@ def _as_failure(error: Exception) -> TrainFailure:
     if is_out_of_memory(error):
         return TrainFailure(
             "out_of_memory",
-            f"The machine ran out of memory while training: {str(error).splitlines()[0] if str(error) else 'no more'}",
+            f"The machine ran out of memory: {(str(error).splitlines() or ['MemoryError'])[0]}.",
             "Lower per_device_train_batch_size or max_length, or choose a smaller model.",
         )
     return TrainFailure(
@@ -107,8 +102,7 @@ def _fail(log: EventLog, failure: TrainFailure) -> int:
 
 def _stop_for_disk(log: EventLog, step: int, error: Exception) -> int:
     print(f"The disk is full: {error}. The checkpoint before is whole.", file=sys.stderr)
-    try:
+    # Perhaps not one line fits; then the exit code alone says it.
+    with contextlib.suppress(OSError):
         log.write("stopped", reason="disk_full", step=step)
-    except OSError:
-        pass  # not one line fits; the exit code says it
     return DISK_FULL

@@ -221,7 +221,13 @@ def _parse_number(kind: Any, value: Any, path: str, bounds: dict[str, Any]) -> i
 
 
 def _named(value: Any) -> str:
-    names = {"dict": "an object", "list": "a list", "str": "text", "NoneType": "null", "bool": "true or false"}
+    names = {
+        "dict": "an object",
+        "list": "a list",
+        "str": "text",
+        "NoneType": "null",
+        "bool": "true or false",
+    }
     return names.get(type(value).__name__, repr(value))
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 
 from .data import TokenRows
+from .tensor_files import integers
 
 SHARE = 0.1
 # Evaluation is an overhead: more rows than this tell little more.
@@ -15,11 +16,11 @@ def hold_out(rows: TokenRows, seed: int) -> tuple[list[int], list[int]]:
     """(training rows, validation rows) as indices. No validation rows when there are fewer than 10 rows or
     two groups: all are needed to learn from."""
     members: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(rows.groups.tolist()):
+    for index, group in enumerate(integers(rows.groups)):
         members[group].append(index)
     if len(rows) < FEWEST_ROWS or len(members) < 2:
         return list(range(len(rows))), []
-    labels = rows.labels.tolist()
+    labels = integers(rows.labels)
     strata: dict[int, list[int]] = defaultdict(list)
     for group, inside in members.items():
         commonest = Counter(labels[index] for index in inside).most_common(1)[0][0]

@@ -1,7 +1,7 @@
 """Forward and backward of micro-batches, and evaluation: the same code for both."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +15,7 @@ from .loss import LossSum, summed_cross_entropy
 from .models import Loaded
 from .packing import segments
 from .spec import Task
+from .tensor_files import integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,15 @@ class Stepper:
     def train_step(
         self, rows: TokenRows, micro: Sequence[Sequence[int]], check: Callable[[], None]
     ) -> tuple[float, float, int]:
-        """Gradients of one window are left in the parameters, divided by its labelled tokens: the same however
-        it is cut. Returns loss, accuracy, tokens. `check` is called before each micro-batch."""
+        """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
+        however it is cut. Returns loss, accuracy, tokens. `check` is called before each micro-batch."""
         batches = [self.collate(rows, chosen) for chosen in micro]
         num_targets = sum(batch.targets_N.numel() for batch in batches)
         total, correct = 0.0, 0
         for batch in batches:
             check()
             loss = self.loss(batch.to(self._device), self._smoothing)
-            (loss.total / num_targets).backward()
+            cast("Any", loss.total / num_targets).backward()
             total += float(loss.total.detach())
             correct += loss.num_correct
         num_tokens = sum(batch.num_tokens for batch in batches)
@@ -85,7 +86,7 @@ class Stepper:
         return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
 
     @contextmanager
-    def _gathering(self, positions_N: Tensor) -> Iterator[None]:
+    def _gathering(self, positions_N: Tensor) -> Generator[None]:
         """The output head sees the labelled positions alone: the largest product of a small model shrinks to
         what is learnt, and what the model does after it (soft-capping, bias) stays its own."""
         head = cast("nn.Module", self._model.get_output_embeddings())
@@ -126,8 +127,8 @@ class Stepper:
                 correct += loss.num_correct
                 count += batch.targets_N.numel()
                 if self._task == "classification":
-                    guesses += cast("Any", logits.argmax(dim=-1)).tolist()
-                    targets += cast("Any", batch.targets_N).tolist()
+                    guesses += integers(logits.argmax(dim=-1))
+                    targets += integers(batch.targets_N)
         finally:
             self._loaded.set_training()
         mean = total / count

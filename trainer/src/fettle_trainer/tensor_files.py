@@ -16,7 +16,9 @@ _torch = cast("Any", safetensors.torch)
 TensorFileError = cast("type[Exception]", _library.SafetensorError)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Written and synced to disk. Raises OSError or TensorFileError (disk full)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _torch.save_file(contiguous, str(path), metadata=dict(metadata or {"format": "pt"}))

@@ -1,7 +1,7 @@
 """The training loop: spec and rows in, events and an artefact out, the same bits however often it is stopped.
 
-    resume? ── load ── rows ──┬─ step ── event ─┬─ evaluation due? ── checkpoint due? ─┬── artefact ── verified
-                              └─────────────────┴──────────────────────────────────────┘
+resume? ── load ── rows ──┬─ step ── event ─┬─ evaluation due? ── checkpoint due? ─┬── artefact ── verified
+                          └─────────────────┴──────────────────────────────────────┘
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,10 +20,10 @@ from . import artefact
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import epoch_windows, micro_batches, steps_per_epoch
 from .data import Dataset, Tokeniser, TokenRows, file_sha256, load_dataset, tokenizer_sha256
-from .device import Compute, choose_compute, dtype_name
+from .device import choose_compute, dtype_name, seed_everything
 from .events import EventLog, Heartbeat, peak_rss_bytes
 from .failure import StopRequested, TrainFailure
-from .models import Loaded, load_for_training
+from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .spec import TrainSpec
 from .split import hold_out
@@ -51,7 +51,9 @@ class _Plan:
 class Training:
     """One attempt. `check` raises StopRequested when the process has been asked to end."""
 
-    def __init__(self, spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]) -> None:
+    def __init__(
+        self, spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]
+    ) -> None:
         self._spec = spec
         self._log = log
         self._heartbeat = heartbeat
@@ -98,7 +100,7 @@ class Training:
         if real != spec.data.train_sha256:
             raise TrainFailure(
                 "file_not_usable",
-                f"The training rows have changed: SHA-256 {real[:12]}…, expected {spec.data.train_sha256[:12]}….",
+                f"The training rows have changed: SHA-256 {real[:9]}…, expected {spec.data.train_sha256[:9]}….",
                 "Start a new run from the file as it is now.",
             )
         decisive = asdict(spec)
@@ -160,7 +162,11 @@ class Training:
     def _tell_model(self) -> None:
         trainable = sum(parameter.numel() for parameter in self._loaded.trainable().values())
         total = sum(parameter.numel() for parameter in self._loaded.model.parameters())
-        how = "laid end to end, without padding" if self._loaded.packed else "padded within batches of like length"
+        how = (
+            "laid end to end, without padding"
+            if self._loaded.packed
+            else "padded within batches of like length"
+        )
         self._log.log(
             "info",
             f"{trainable:,} of {total:,} weights are trained; rows are {how}.",
@@ -170,7 +176,9 @@ class Training:
         )
         asked = self._spec.hyperparameters.max_length
         if self._loaded.max_length < asked:
-            self._log.log("warn", f"max_length {asked} is lowered to the {self._loaded.max_length} the model takes.")
+            self._log.log(
+                "warn", f"max_length {asked} is lowered to the {self._loaded.max_length} the model takes."
+            )
 
     def _tell_rows(self, dataset: Dataset) -> None:
         rows = self._rows.train
@@ -207,7 +215,7 @@ class Training:
             best_loss=None,
             evaluations_without_gain=0,
         )
-        torch.manual_seed(self._spec.seed)
+        seed_everything(self._spec.seed)
         if resumed is not None:
             self._restore_weights(resumed)
             load_optimiser(self._optimiser, self._trainable, resumed.optimiser)
@@ -253,11 +261,11 @@ class Training:
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise TrainFailure(
                 "training_diverged",
-                f"The loss is {result.loss} and the gradient norm {result.grad_norm} at step {progress.step + 1} "
-                f"with learning_rate {hyper.learning_rate:g}.",
+                f"The loss is {result.loss} and the gradient norm {result.grad_norm} at step "
+                f"{progress.step + 1} with learning_rate {hyper.learning_rate:g}.",
                 "Lower learning_rate; the last good checkpoint is kept.",
             )
-        self._optimiser.step()
+        cast("Any", self._optimiser).step()
         seconds = time.monotonic() - start
         self._advance(result, seconds)
         self._tell_step(result, rate, seconds)
@@ -279,7 +287,9 @@ class Training:
         if self._windows_epoch != progress.epoch:
             seed = (self._spec.seed * 1_000_003 + progress.epoch) % 2**63
             by_length = not self._loaded.packed
-            self._windows = epoch_windows(self._rows.train, self._plan.rows_per_step, seed, by_length=by_length)
+            self._windows = epoch_windows(
+                self._rows.train, self._plan.rows_per_step, seed, by_length=by_length
+            )
             self._windows_epoch = progress.epoch
         return self._windows[progress.window]
 
@@ -342,7 +352,9 @@ class Training:
         runtime, step = self._spec.runtime, self._progress.step
         if step == 0 or step == self._saved_step:
             return False
-        if step == self._plan.total_steps or (runtime.checkpoint_steps and step % runtime.checkpoint_steps == 0):
+        if step == self._plan.total_steps or (
+            runtime.checkpoint_steps and step % runtime.checkpoint_steps == 0
+        ):
             return True
         return time.monotonic() - self._saved_at >= runtime.checkpoint_seconds
 
