@@ -101,6 +101,11 @@ export class InferencePool implements Inference {
     }));
   }
 
+  /** Process ids, for diagnosis. */
+  pids(): number[] {
+    return this.alive().flatMap(({ process }) => process.pid ?? []);
+  }
+
   async close(): Promise<void> {
     this.isClosed = true;
     this.stopSweeping();
