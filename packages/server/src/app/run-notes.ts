@@ -40,7 +40,7 @@ export function rowNotes({ facts, notices, hasValidationFile }: SeenRows): Note[
           }
         : {
             level: "info",
-            message: `${facts.numValidationRows} rows are held out for validation, ${facts.numTrainRows} are trained on; rows of one group or with the same question stay together.`,
+            message: `${facts.numValidationRows} ${facts.numValidationRows === 1 ? "row is" : "rows are"} held out for validation, ${facts.numTrainRows} are trained on; rows of one group or with the same question stay together.`,
           },
     );
   } else if (facts.numLeaked > 0) {

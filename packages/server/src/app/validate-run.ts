@@ -126,6 +126,8 @@ async function refuse(
   run: Run,
   { refusal, file }: { refusal: DomainRefusal; file: FileRecord | null },
 ): Promise<"failed" | "gone"> {
+  // The split may be as large as the file, and nothing will read it.
+  await deps.blobs.delete(`runs/${run.id}/rows`);
   const faults = file?.report?.faults ?? [];
   const data =
     faults.length === 0 ? null : { faults: faults.slice(0, 20), num_faults: file?.report?.numFaults ?? faults.length };

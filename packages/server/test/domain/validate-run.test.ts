@@ -158,9 +158,10 @@ describe("validateRun", () => {
     ],
   ];
   it.each(refusals)("refuses %s", async (_name, setting, code, param, message) => {
-    const { validate, run, events } = await world(setting);
+    const { validate, run, events, text } = await world(setting);
     expect(await validate()).toBe("failed");
     expect(run()).toMatchObject({ status: "failed", error: { code, param, message }, finishedAt: 1000 });
+    expect(await text("runs/ftjob-1/rows/train.jsonl")).toBe("");
     expect(events.at(-1)).toMatchObject({ level: "error", message: `${code}: ${message}` });
   });
 });
