@@ -13,28 +13,11 @@ export interface ChatOptions {
   seed?: number;
 }
 
-export interface Stdin {
-  isTTY: boolean;
-  readAll(): Promise<string>;
-}
-
-export const processStdin: Stdin = {
-  get isTTY() {
-    return process.stdin.isTTY === true;
-  },
-  async readAll() {
-    const chunks: Buffer[] = [];
-    for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
-    return Buffer.concat(chunks).toString("utf8");
-  },
-};
-
 /** With a prompt (or piped stdin) one answer; at a terminal without one, a conversation until Ctrl-D. */
 export async function chat(
   context: Context,
   { model, prompt }: { model: string; prompt: string | undefined },
   options: ChatOptions,
-  stdin: Stdin = processStdin,
 ): Promise<number> {
   const request = (messages: RequestMessage[]): ChatRequest => ({
     model,
@@ -44,7 +27,7 @@ export async function chat(
     ...(options.seed !== undefined && { seed: options.seed }),
   });
   const system: RequestMessage[] = options.system === undefined ? [] : [{ role: "system", content: options.system }];
-  const text = prompt ?? (stdin.isTTY ? undefined : (await stdin.readAll()).trimEnd());
+  const text = prompt ?? (context.stdin.isTTY ? undefined : (await context.stdin.readAll()).trimEnd());
   if (text === "") throw usageError("The prompt is empty: give it as the second argument, or pipe it in.");
   if (text !== undefined) {
     await answer(context, request([...system, { role: "user", content: text }]));
@@ -95,14 +78,13 @@ async function converse(context: Context, request: (messages: RequestMessage[]) 
 export async function classify(
   context: Context,
   { model, texts }: { model: string; texts: string[] },
-  stdin: Stdin = processStdin,
 ): Promise<number> {
   const input =
     texts.length > 0
       ? texts
-      : stdin.isTTY
+      : context.stdin.isTTY
         ? []
-        : (await stdin.readAll()).split("\n").filter((line) => line.trim() !== "");
+        : (await context.stdin.readAll()).split("\n").filter((line) => line.trim() !== "");
   if (input.length === 0)
     throw usageError("No text to classify: give texts as arguments, or pipe them in, one a line.");
   const result = await context.client.classify({ model, input }, { signal: context.signal });

@@ -10,16 +10,35 @@ export interface Terminal {
   columns: number;
 }
 
+export interface Stdin {
+  isTTY: boolean;
+  readAll(): Promise<string>;
+}
+
+interface Parts {
+  terminal: Terminal;
+  stdin: Stdin;
+  environment: Environment;
+  json: boolean;
+  /** Aborted by Ctrl-C. */
+  signal: AbortSignal;
+}
+
 export class Context {
+  readonly terminal: Terminal;
+  readonly stdin: Stdin;
+  readonly environment: Environment;
+  readonly json: boolean;
+  readonly signal: AbortSignal;
   private known: Fettle | null = null;
 
-  constructor(
-    readonly terminal: Terminal,
-    readonly environment: Environment,
-    readonly json: boolean,
-    /** Aborted by Ctrl-C. */
-    readonly signal: AbortSignal,
-  ) {}
+  constructor(parts: Parts) {
+    this.terminal = parts.terminal;
+    this.stdin = parts.stdin;
+    this.environment = parts.environment;
+    this.json = parts.json;
+    this.signal = parts.signal;
+  }
 
   /** Throws CliError `missing_api_key` when no key is known. */
   get client(): Fettle {

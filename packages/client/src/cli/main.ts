@@ -1,6 +1,6 @@
 /** Entry of the command line: arguments in, exit code out. */
 import { CommanderError } from "commander";
-import { Context, type Terminal } from "./context.js";
+import { Context, type Stdin, type Terminal } from "./context.js";
 import { readEnvironment } from "./environment.js";
 import { exitCodes, tell } from "./exit.js";
 import type { Local } from "./local.js";
@@ -22,16 +22,37 @@ export function processTerminal(ci: boolean): Terminal {
   };
 }
 
+const processStdin: Stdin = {
+  get isTTY() {
+    return process.stdin.isTTY === true;
+  },
+  async readAll() {
+    const chunks: Buffer[] = [];
+    for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
+    return Buffer.concat(chunks).toString("utf8");
+  },
+};
+
+/** Of the process, unless given. */
+export interface Surroundings {
+  env?: NodeJS.ProcessEnv;
+  terminal?: Terminal;
+  stdin?: Stdin;
+  /** Aborting is Ctrl-C. */
+  interrupt?: AbortController;
+}
+
 /** `argv` without node and script. Resolves to the exit code; throws only on a fault of ours. */
-export async function runCli(argv: readonly string[], local: Local, given?: Terminal): Promise<number> {
-  const environment = readEnvironment();
-  const terminal = given ?? processTerminal(environment.ci);
-  const interrupt = new AbortController();
+export async function runCli(argv: readonly string[], local: Local, given: Surroundings = {}): Promise<number> {
+  const environment = readEnvironment(given.env);
+  const terminal = given.terminal ?? processTerminal(environment.ci);
+  const interrupt = given.interrupt ?? new AbortController();
+  const stdin = given.stdin ?? processStdin;
   let exitCode: number = exitCodes.ok;
   const onSignal = (): void => interrupt.abort();
   const program = buildProgram({
     local,
-    context: (json) => new Context(terminal, environment, json, interrupt.signal),
+    context: (json) => new Context({ terminal, stdin, environment, json, signal: interrupt.signal }),
     async run(json, work) {
       try {
         exitCode = await work();
