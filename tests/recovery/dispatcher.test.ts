@@ -43,12 +43,18 @@ function begin(...args: Parameters<typeof dispatch>): Dispatcher {
 }
 const read = async (run: Run): Promise<Run> => (await store.runs.get(run.projectId, run.id)) ?? run;
 const reaches = (run: Run, status: RunStatus): Promise<Run> =>
-  eventually(`${run.id} ${status}`, async () => {
-    const now = await read(run);
-    if (now.status !== status && ["failed", "succeeded", "cancelled"].includes(now.status)) throw new Error(`ended ${now.status}: ${JSON.stringify(now.error)}`);
-    return now.status === status ? now : null;
-  }, 15_000);
-const messages = async (run: Run): Promise<string[]> => (await store.runs.events(run.projectId, run.id, { limit: 1000, order: "asc" })).data.map((event) => event.message);
+  eventually(
+    `${run.id} ${status}`,
+    async () => {
+      const now = await read(run);
+      if (now.status !== status && ["failed", "succeeded", "cancelled"].includes(now.status))
+        throw new Error(`ended ${now.status}: ${JSON.stringify(now.error)}`);
+      return now.status === status ? now : null;
+    },
+    15_000,
+  );
+const messages = async (run: Run): Promise<string[]> =>
+  (await store.runs.events(run.projectId, run.id, { limit: 1000, order: "asc" })).data.map((event) => event.message);
 async function steer(run: Run, type: "pause_requested" | "resume_requested" | "cancel_requested"): Promise<void> {
   await store.runs.update(run.id, (now) => {
     const next = transition(now, { type, at: Date.now() });
@@ -57,7 +63,9 @@ async function steer(run: Run, type: "pause_requested" | "resume_requested" | "c
   });
 }
 const stepsOf = async (run: Run): Promise<number[]> =>
-  (await store.runs.events(run.projectId, run.id, { limit: 1000, order: "asc" })).data.filter((event) => /training loss/.test(event.message)).map((event) => Number(event.data?.step));
+  (await store.runs.events(run.projectId, run.id, { limit: 1000, order: "asc" })).data
+    .filter((event) => /training loss/.test(event.message))
+    .map((event) => Number(event.data?.step));
 const oneTo = (n: number): number[] => Array.from({ length: n }, (_, index) => index + 1);
 
 describe("a run from queue to model", () => {
@@ -67,7 +75,15 @@ describe("a run from queue to model", () => {
     begin(own);
     const done = await reaches(run, "succeeded");
     const model = `ft:tiny:proj_a:mine:${run.id.slice(-8)}`;
-    expect(done).toMatchObject({ fineTunedModel: model, trainedTokens: 400, step: 10, totalSteps: 10, etaAt: null, attempt: 1, wanted: null });
+    expect(done).toMatchObject({
+      fineTunedModel: model,
+      trainedTokens: 400,
+      step: 10,
+      totalSteps: 10,
+      etaAt: null,
+      attempt: 1,
+      wanted: null,
+    });
     const said = await messages(run);
     expect(said[0]).toBe("Fine-tuning job started");
     expect(said[1]).toBe("20 rows to train on (400 tokens), 2 held out for validation, 10 steps");
@@ -77,13 +93,21 @@ describe("a run from queue to model", () => {
     expect(await stepsOf(run)).toEqual(oneTo(10));
     // Three are kept on the disk; the list shows what can be asked for.
     const { data } = await store.runs.checkpoints("proj_a", run.id, { limit: 10 });
-    expect(data.map((checkpoint) => checkpoint.modelName)).toEqual([8, 6, 4].map((step) => `${model}:ckpt-step-${step}`));
+    expect(data.map((checkpoint) => checkpoint.modelName)).toEqual(
+      [8, 6, 4].map((step) => `${model}:ckpt-step-${step}`),
+    );
     expect(data[0]?.metrics).toMatchObject({ step: 8, train_loss: 0.25, valid_loss: 0.3125 });
-    expect(await store.models.get("proj_a", model)).toMatchObject({ artefact: `runs/${run.id}/artefact`, artefactSha256: "1".repeat(64), task: "chat" });
+    expect(await store.models.get("proj_a", model)).toMatchObject({
+      artefact: `runs/${run.id}/artefact`,
+      artefactSha256: "1".repeat(64),
+      task: "chat",
+    });
     const file = await store.files.get("proj_a", done.resultFile ?? "");
     expect(file).toMatchObject({ purpose: "fine-tune-results", status: "processed" });
     const csv = readFileSync(own.blobs.localPath(`files/${done.resultFile}/original`), "utf8").split("\n");
-    expect(csv[0]).toBe("step,train_loss,train_mean_token_accuracy,valid_loss,validation_mean_token_accuracy,full_valid_loss,full_valid_mean_token_accuracy");
+    expect(csv[0]).toBe(
+      "step,train_loss,train_mean_token_accuracy,valid_loss,validation_mean_token_accuracy,full_valid_loss,full_valid_mean_token_accuracy",
+    );
     expect(csv[2]).toBe("2,1,0.6666666666666667,1.25,0.5,1.25,0.5");
     expect(csv).toHaveLength(12);
   });
@@ -97,7 +121,10 @@ describe("a run from queue to model", () => {
     const second = await queueRun(own);
     const other = await queueRun(own, { projectId: "proj_b" });
     const waiting = async (run: Run) => (await read(run)).waiting;
-    await eventually("both positions", async () => (await waiting(second))?.startsWith("Position 2") && (await waiting(other))?.startsWith("Position 1"));
+    await eventually(
+      "both positions",
+      async () => (await waiting(second))?.startsWith("Position 2") && (await waiting(other))?.startsWith("Position 1"),
+    );
     expect(await waiting(second)).toBe("Position 2 in the queue: 1 run is at work, and at most 1 may be at once.");
     await steer(first, "cancel_requested");
     await reaches(first, "cancelled");
@@ -108,7 +135,13 @@ describe("a run from queue to model", () => {
 
 describe("a trainer that ends badly", () => {
   it("killed at two steps: goes on from its checkpoint, every step once", async () => {
-    const own = parts({ steps: 12, faults: [{ step: 5, do: "kill" }, { step: 8, attempts: 2, do: "kill" }] });
+    const own = parts({
+      steps: 12,
+      faults: [
+        { step: 5, do: "kill" },
+        { step: 8, attempts: 2, do: "kill" },
+      ],
+    });
     const run = await queueRun(own);
     begin(own);
     const done = await reaches(run, "succeeded");
@@ -127,7 +160,9 @@ describe("a trainer that ends badly", () => {
     const failed = await reaches(run, "failed");
     expect(failed.attempt).toBe(4);
     expect(failed.error?.code).toBe("training_failed");
-    expect(failed.error?.message).toBe('The trainer ended with exit code 3. Its last words:\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: bad luck');
+    expect(failed.error?.message).toBe(
+      'The trainer ended with exit code 3. Its last words:\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: bad luck',
+    );
     expect((await messages(run)).at(-1)).toMatch(/^The job failed: The trainer ended with exit code 3/);
   });
 
@@ -137,7 +172,11 @@ describe("a trainer that ends badly", () => {
     begin(own);
     const failed = await reaches(run, "failed");
     expect(failed.attempt).toBe(1);
-    expect(failed.error).toEqual({ code: "training_diverged", message: "The loss became NaN at step 4. Lower the learning rate.", param: null });
+    expect(failed.error).toEqual({
+      code: "training_diverged",
+      message: "The loss became NaN at step 4. Lower the learning rate.",
+      param: null,
+    });
   });
 
   it("stalled: is seen, ended and followed by one that finishes", async () => {
@@ -146,7 +185,11 @@ describe("a trainer that ends badly", () => {
     begin(own);
     const done = await reaches(run, "succeeded");
     expect(done.attempt).toBe(2);
-    expect((await messages(run)).some((message) => message.startsWith("The trainer gave no sign of life for 1 s and was ended."))).toBe(true);
+    expect(
+      (await messages(run)).some((message) =>
+        message.startsWith("The trainer gave no sign of life for 1 s and was ended."),
+      ),
+    ).toBe(true);
     expect(await stepsOf(run)).toEqual(oneTo(10));
   });
 
@@ -183,7 +226,9 @@ describe("pause, resume, cancel", () => {
     await steer(run, "resume_requested");
     await reaches(run, "succeeded");
     expect(await stepsOf(run)).toEqual(oneTo(60));
-    expect((await messages(run)).filter((message) => /goes on from the checkpoint at step/.test(message))).toHaveLength(1);
+    expect((await messages(run)).filter((message) => /goes on from the checkpoint at step/.test(message))).toHaveLength(
+      1,
+    );
   });
 
   it("ends a trainer that does not listen, after the grace", async () => {
@@ -201,11 +246,19 @@ describe("pause, resume, cancel", () => {
 describe("several servers", () => {
   it("two dispatchers race for the same runs: each run has one trainer at a time and ends once", async () => {
     const own = parts({ steps: 5 });
-    const runs = [];
+    const runs: Run[] = [];
     for (let n = 0; n < 6; n++) runs.push(await queueRun(own));
     const alive = () => false;
-    begin(parts({ steps: 5 }), { owner: "server-a", ownerIsDead: alive, capacity: { maxConcurrent: 6, memoryBytes: 64e9 } });
-    begin(parts({ steps: 5 }), { owner: "server-b", ownerIsDead: alive, capacity: { maxConcurrent: 6, memoryBytes: 64e9 } });
+    begin(parts({ steps: 5 }), {
+      owner: "server-a",
+      ownerIsDead: alive,
+      capacity: { maxConcurrent: 6, memoryBytes: 64e9 },
+    });
+    begin(parts({ steps: 5 }), {
+      owner: "server-b",
+      ownerIsDead: alive,
+      capacity: { maxConcurrent: 6, memoryBytes: 64e9 },
+    });
     for (const run of runs) {
       expect((await reaches(run, "succeeded")).attempt).toBe(1);
       expect((await messages(run)).filter((message) => message === "Fine-tuning job started")).toHaveLength(1);

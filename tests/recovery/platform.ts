@@ -29,7 +29,10 @@ export const ids: Ids = {
 export const quietLog: Log = {
   info: () => undefined,
   warn: () => undefined,
-  error: (fields, message) => process.stderr.write(`${message} ${JSON.stringify(fields, (_, value: unknown) => (value instanceof Error ? value.stack : value))}\n`),
+  error: (fields, message) =>
+    process.stderr.write(
+      `${message} ${JSON.stringify(fields, (_, value: unknown) => (value instanceof Error ? value.stack : value))}\n`,
+    ),
 };
 
 export interface Script {
@@ -45,7 +48,11 @@ export const scriptedTrainer = [process.execPath, fileURLToPath(new URL("./scrip
 
 /** One base model that needs no files. */
 export function oneModel(model: BaseModel): Catalogue {
-  return { list: async () => [model], find: async (name) => (name === model.name ? model : null), prepare: async () => model };
+  return {
+    list: async () => [model],
+    find: async (name) => (name === model.name ? model : null),
+    prepare: async () => model,
+  };
 }
 const tiny: BaseModel = {
   name: "tiny",
@@ -64,7 +71,11 @@ export interface Parts extends WatchDeps {
   home: string;
 }
 
-export function buildParts(store: Store, home: string, trainer: { command?: readonly string[]; script?: Script; environment?: Record<string, string> } = {}): Parts {
+export function buildParts(
+  store: Store,
+  home: string,
+  trainer: { command?: readonly string[]; script?: Script; environment?: Record<string, string> } = {},
+): Parts {
   const runsFolder = join(home, "blobs", "runs");
   mkdirSync(runsFolder, { recursive: true });
   const runner = localRunner({
@@ -77,9 +88,19 @@ export function buildParts(store: Store, home: string, trainer: { command?: read
 }
 
 /** Times shortened so that a test takes seconds; the proportions stay. */
-export const quickTimes = { leaseMs: 3_000, renewMs: 300, pollMs: 40, stallMs: 1_000, startupMs: 20_000, graceMs: 1_000 };
+export const quickTimes = {
+  leaseMs: 3_000,
+  renewMs: 300,
+  pollMs: 40,
+  stallMs: 1_000,
+  startupMs: 20_000,
+  graceMs: 1_000,
+};
 
-export function dispatch(parts: Parts, change: Partial<DispatcherOptions> & { catalogue?: Catalogue } = {}): Dispatcher {
+export function dispatch(
+  parts: Parts,
+  change: Partial<DispatcherOptions> & { catalogue?: Catalogue } = {},
+): Dispatcher {
   const { catalogue, ...options } = change;
   return startDispatcher(
     { ...parts, catalogue: catalogue ?? oneModel(tiny), validate: async () => undefined },
@@ -133,7 +154,17 @@ export async function queueRun(parts: Pick<Parts, "store" | "home">, change: Par
     statusDetails: null,
     createdAt: Date.now(),
     expiresAt: null,
-    report: { format: "jsonl", kind: "chat", numRows: 20, numUsable: 20, numFaults: 0, faults: [], notices: [], labels: null, rowsSha256: "0".repeat(64) },
+    report: {
+      format: "jsonl",
+      kind: "chat",
+      numRows: 20,
+      numUsable: 20,
+      numFaults: 0,
+      faults: [],
+      notices: [],
+      labels: null,
+      rowsSha256: "0".repeat(64),
+    },
     deletedAt: null,
   });
   const run: Run = {

@@ -4,7 +4,8 @@ import { fairOrder, reasonToWait, waitingText } from "../../packages/server/src/
 import type { Run } from "../../packages/server/src/domain/job.js";
 import { sampleRun } from "../../packages/server/test/store/samples.js";
 
-const of = (projectId: string, n: number): Run[] => Array.from({ length: n }, (_, index) => sampleRun({ id: `${projectId}${index}`, projectId }));
+const of = (projectId: string, n: number): Run[] =>
+  Array.from({ length: n }, (_, index) => sampleRun({ id: `${projectId}${index}`, projectId }));
 const names = (runs: Run[]): string => runs.map((run) => run.id).join(" ");
 
 describe("order of the queue", () => {
@@ -16,15 +17,23 @@ describe("order of the queue", () => {
 
   it("keeps every run once and the order within a project", () => {
     fc.assert(
-      fc.property(fc.array(fc.constantFrom("a", "b", "c"), { maxLength: 40 }), fc.array(fc.constantFrom("a", "b"), { maxLength: 5 }), (queue, work) => {
-        const queued = queue.map((projectId, n) => sampleRun({ id: String(n), projectId }));
-        const order = fairOrder(queued, work.map((projectId) => sampleRun({ projectId })), new Map());
-        expect(order.map((run) => Number(run.id)).sort((x, y) => x - y)).toEqual(queued.map((_, n) => n));
-        for (const projectId of ["a", "b", "c"]) {
-          const own = order.filter((run) => run.projectId === projectId).map((run) => Number(run.id));
-          expect(own).toEqual([...own].sort((x, y) => x - y));
-        }
-      }),
+      fc.property(
+        fc.array(fc.constantFrom("a", "b", "c"), { maxLength: 40 }),
+        fc.array(fc.constantFrom("a", "b"), { maxLength: 5 }),
+        (queue, work) => {
+          const queued = queue.map((projectId, n) => sampleRun({ id: String(n), projectId }));
+          const order = fairOrder(
+            queued,
+            work.map((projectId) => sampleRun({ projectId })),
+            new Map(),
+          );
+          expect(order.map((run) => Number(run.id)).sort((x, y) => x - y)).toEqual(queued.map((_, n) => n));
+          for (const projectId of ["a", "b", "c"]) {
+            const own = order.filter((run) => run.projectId === projectId).map((run) => Number(run.id));
+            expect(own).toEqual([...own].sort((x, y) => x - y));
+          }
+        },
+      ),
     );
   });
 });
@@ -36,8 +45,12 @@ describe("reason to wait", () => {
     const capacity = { maxConcurrent: null, memoryBytes: 8e9 };
     expect(reasonToWait(needing(100), [], capacity)).toBeNull();
     expect(reasonToWait(needing(3), [needing(5)], capacity)).toBeNull();
-    expect(reasonToWait(needing(3.2), [needing(5)], capacity)).toBe("it needs about 3.2 GB of memory, and 3.0 GB of the 8.0 GB for training are free while 1 run is at work");
-    expect(reasonToWait(needing(1), [needing(1), needing(1)], { maxConcurrent: 2, memoryBytes: 8e9 })).toBe("2 runs are at work, and at most 2 may be at once");
+    expect(reasonToWait(needing(3.2), [needing(5)], capacity)).toBe(
+      "it needs about 3.2 GB of memory, and 3.0 GB of the 8.0 GB for training are free while 1 run is at work",
+    );
+    expect(reasonToWait(needing(1), [needing(1), needing(1)], { maxConcurrent: 2, memoryBytes: 8e9 })).toBe(
+      "2 runs are at work, and at most 2 may be at once",
+    );
     expect(waitingText(3, "x")).toBe("Position 3 in the queue: x.");
     expect(waitingText(101, "x")).toBe("More than 100 runs are before this one in the queue: x.");
   });

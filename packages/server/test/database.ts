@@ -19,7 +19,9 @@ export async function createTestDatabase(options: { empty?: boolean } = {}): Pro
   const clusterUrl = process.env.FETTLE_TEST_DATABASE_URL ?? "";
   const name = `fettle_test_${randomBytes(6).toString("hex")}`;
   const template = options.empty ? "template0" : await ensureTemplate(clusterUrl);
-  await asAdmin(clusterUrl, (client) => client.query(`create database ${name} template ${template} strategy file_copy`));
+  await asAdmin(clusterUrl, (client) =>
+    client.query(`create database ${name} template ${template} strategy file_copy`),
+  );
   return {
     url: databaseUrl(clusterUrl, name),
     drop: async () => {
@@ -50,7 +52,10 @@ async function asAdmin<T>(clusterUrl: string, work: (client: pg.Client) => Promi
 
 /** The template is named after the migrations' content, so that a real server never serves an old one. */
 async function ensureTemplate(clusterUrl: string): Promise<string> {
-  const hash = createHash("sha256").update(JSON.stringify(await readMigrations())).digest("hex").slice(0, 16);
+  const hash = createHash("sha256")
+    .update(JSON.stringify(await readMigrations()))
+    .digest("hex")
+    .slice(0, 16);
   const name = `fettle_template_${hash}`;
   await asAdmin(clusterUrl, async (client) => {
     const found = await client.query("select 1 from pg_database where datname = $1", [name]);

@@ -60,7 +60,8 @@ const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
 export function reasonToWait(run: Run, running: readonly Run[], capacity: Capacity): string | null {
   if (running.length === 0) return null;
   const count = running.length === 1 ? "1 run is" : `${running.length} runs are`;
-  if (capacity.maxConcurrent !== null && running.length >= capacity.maxConcurrent) return `${count} at work, and at most ${capacity.maxConcurrent} may be at once`;
+  if (capacity.maxConcurrent !== null && running.length >= capacity.maxConcurrent)
+    return `${count} at work, and at most ${capacity.maxConcurrent} may be at once`;
   const free = capacity.memoryBytes - running.reduce((sum, other) => sum + memoryOf(other), 0);
   if (memoryOf(run) <= free) return null;
   return `it needs about ${gigabytes(memoryOf(run))} of memory, and ${gigabytes(Math.max(0, free))} of the ${gigabytes(capacity.memoryBytes)} for training are free while ${count} at work`;
@@ -70,6 +71,9 @@ export function reasonToWait(run: Run, running: readonly Run[], capacity: Capaci
 const exactPositions = 100;
 
 export function waitingText(position: number, reason: string): string {
-  const place = position <= exactPositions ? `Position ${position} in the queue` : `More than ${exactPositions} runs are before this one in the queue`;
+  const place =
+    position <= exactPositions
+      ? `Position ${position} in the queue`
+      : `More than ${exactPositions} runs are before this one in the queue`;
   return `${place}: ${reason}.`;
 }

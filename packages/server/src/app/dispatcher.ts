@@ -61,7 +61,10 @@ class DispatchLoop {
   }
 
   begin(): void {
-    this.stopListening = [this.deps.store.runs.onChange(() => this.kick()), this.deps.clock.every(this.options.tickMs ?? 1_000, () => this.kick())];
+    this.stopListening = [
+      this.deps.store.runs.onChange(() => this.kick()),
+      this.deps.clock.every(this.options.tickMs ?? 1_000, () => this.kick()),
+    ];
     this.kick();
   }
 
@@ -96,7 +99,10 @@ class DispatchLoop {
     await this.adopt(runs.filter((run) => run.status === "running" && !this.watched.has(run.id)));
     // A run that this server still watches may just have been queued again: it is free when its watch has ended.
     const queued = runs.filter((run) => run.status === "queued" && !this.watched.has(run.id));
-    await this.startNext(queued, runs.filter((run) => this.watched.has(run.id) || run.status === "running"));
+    await this.startNext(
+      queued,
+      runs.filter((run) => this.watched.has(run.id) || run.status === "running"),
+    );
   }
 
   private validate(run: Run): void {
@@ -104,7 +110,9 @@ class DispatchLoop {
     this.validating.add(run.id);
     this.deps
       .validate(run)
-      .catch((error: unknown) => this.deps.log.error({ run: run.id, err: error }, "could not validate the run; trying again"))
+      .catch((error: unknown) =>
+        this.deps.log.error({ run: run.id, err: error }, "could not validate the run; trying again"),
+      )
       .finally(() => this.validating.delete(run.id));
   }
 
@@ -114,7 +122,9 @@ class DispatchLoop {
       const lease = await this.acquire(run.id);
       if (lease === null) continue;
       this.deps.log.info({ run: run.id }, "adopting a run whose server is gone");
-      this.watch(run, lease);
+      this.attend(run.id, lease, () =>
+        watchRun(this.deps, { run, lease, times: this.times, signal: this.ending.signal }),
+      );
     }
   }
 
@@ -124,7 +134,8 @@ class DispatchLoop {
     for (const run of fairOrder(queued, running, this.served)) {
       if (this.ending.signal.aborted) return;
       // Once one waits, all behind it wait: a large run is not overtaken for ever by small ones.
-      const reason = reasonToWait(run, running, this.options.capacity) ?? (position > 0 ? "runs before it wait for memory" : null);
+      const reason =
+        reasonToWait(run, running, this.options.capacity) ?? (position > 0 ? "runs before it wait for memory" : null);
       if (reason === null) {
         if (await this.start(run)) running.push(run);
       } else {
@@ -142,7 +153,7 @@ class DispatchLoop {
     });
   }
 
-  /** False: another server was quicker, or the run is no longer queued, or it could not be started. */
+  /** False: another server was quicker, or the run is no longer queued. */
   private async start(run: Run): Promise<boolean> {
     const lease = await this.acquire(run.id);
     if (lease === null) return false;
@@ -153,14 +164,43 @@ class DispatchLoop {
       await this.deps.store.runs.release(lease);
       return false;
     }
-    try {
-      await this.deps.runner.start(await buildTrainSpec(this.deps, started, this.options));
-    } catch (error) {
-      await this.couldNotStart(started, { lease, error });
-      return false;
-    }
-    this.watch(started, lease);
+    this.attend(started.id, lease, () => this.launch(started, lease));
     return true;
+  }
+
+  /** Getting a base model ready may take minutes: the lease is renewed meanwhile, and other runs do not wait for it. */
+  private async launch(run: Run, lease: Lease): Promise<void> {
+    const stopRenewing = this.deps.clock.every(this.times.renewMs, () => {
+      this.deps.store.runs
+        .renew(lease, this.times.leaseMs)
+        .catch((error: unknown) => this.deps.log.warn({ run: run.id, err: error }, "could not renew the lease"));
+    });
+    try {
+      const spec = await this.unlessEnding(buildTrainSpec(this.deps, run, this.options));
+      if (spec === null)
+        return void (await this.change(lease, {
+          type: "trainer_stopped",
+          reason: "signal",
+          at: this.deps.clock.now(),
+        }));
+      await this.deps.runner.start(spec);
+    } catch (error) {
+      return await this.couldNotStart(run, { lease, error });
+    } finally {
+      stopRenewing();
+    }
+    await watchRun(this.deps, { run, lease, times: this.times, signal: this.ending.signal });
+  }
+
+  /** Null when the server ends first. */
+  private unlessEnding<T>(work: Promise<T>): Promise<T | null> {
+    const { signal } = this.ending;
+    return new Promise((resolve, reject) => {
+      const end = (): void => resolve(null);
+      if (signal.aborted) end();
+      signal.addEventListener("abort", end, { once: true });
+      work.then(resolve, reject).finally(() => signal.removeEventListener("abort", end));
+    });
   }
 
   private async couldNotStart(run: Run, input: { lease: Lease; error: unknown }): Promise<void> {
@@ -168,27 +208,40 @@ class DispatchLoop {
     this.deps.log.error({ run: run.id, err: error }, "could not start the trainer");
     const at = this.deps.clock.now();
     if (isDiskFull(error)) {
-      await this.change(lease, { type: "trainer_stopped", reason: "disk_full", at }, `The trainer could not be started: the disk is full.`);
+      await this.change(
+        lease,
+        { type: "trainer_stopped", reason: "disk_full", at },
+        `The trainer could not be started: the disk is full.`,
+      );
     } else {
       const code = error instanceof AppError ? error.code : "training_failed";
       const message = `The trainer could not be started: ${error instanceof Error ? error.message : String(error)}`;
       // A living trainer of an earlier attempt is ended; the next start then finds none.
       if (code === "conflict") await this.deps.runner.kill(run.id);
       const canRetry = !(error instanceof AppError) || error.retry || code === "conflict";
-      await this.change(lease, { type: "trainer_died", error: { code, message, param: null }, canRetry, progressed: false, at }, message);
+      await this.change(
+        lease,
+        { type: "trainer_died", error: { code, message, param: null }, canRetry, progressed: false, at },
+        message,
+      );
     }
-    await this.deps.store.runs.release(lease);
   }
 
-  private watch(run: Run, lease: Lease): void {
-    const watching = watchRun(this.deps, { run, lease, times: this.times, signal: this.ending.signal })
+  /** Keeps the lease while `work` goes on, then gives it back. */
+  private attend(runId: string, lease: Lease, work: () => Promise<void>): void {
+    const attending = work()
       .then(() => this.deps.store.runs.release(lease))
-      .catch((error: unknown) => this.deps.log.warn({ run: run.id, err: error }, "could not give the lease back; it will expire"))
+      .catch((error: unknown) =>
+        this.deps.log.warn(
+          { run: runId, err: error },
+          "could not go on with the run; its lease will expire and it is taken up again",
+        ),
+      )
       .finally(() => {
-        this.watched.delete(run.id);
+        this.watched.delete(runId);
         this.kick();
       });
-    this.watched.set(run.id, watching);
+    this.watched.set(runId, attending);
   }
 
   private acquire(runId: string): Promise<Lease | null> {
@@ -205,7 +258,16 @@ class DispatchLoop {
         changed = next.ok;
         if (!next.ok) return null;
         const key = `start:${current.attempt}:${action.type}`;
-        const events = message === undefined ? [] : [runEvent(this.deps.ids, this.deps.clock.now(), { key, message, level: next.run.status === "failed" ? "error" : "warn" })];
+        const events =
+          message === undefined
+            ? []
+            : [
+                runEvent(this.deps.ids, this.deps.clock.now(), {
+                  key,
+                  message,
+                  level: next.run.status === "failed" ? "error" : "warn",
+                }),
+              ];
         return { run: next.run, events };
       },
       lease,
@@ -215,4 +277,5 @@ class DispatchLoop {
 }
 
 const isDiskFull = (error: unknown): boolean =>
-  (error instanceof AppError && error.code === "disk_full") || (error instanceof Error && "code" in error && (error.code === "ENOSPC" || error.code === "EDQUOT"));
+  (error instanceof AppError && error.code === "disk_full") ||
+  (error instanceof Error && "code" in error && (error.code === "ENOSPC" || error.code === "EDQUOT"));

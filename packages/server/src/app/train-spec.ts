@@ -13,10 +13,17 @@ export interface SpecOptions {
 }
 
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
-export async function buildTrainSpec(deps: { store: Store; blobs: Blobs; catalogue: Catalogue }, run: Run, options: SpecOptions): Promise<TrainSpec> {
+export async function buildTrainSpec(
+  deps: { store: Store; blobs: Blobs; catalogue: Catalogue },
+  run: Run,
+  options: SpecOptions,
+): Promise<TrainSpec> {
   const { task, method, hyperparameters } = run;
   if (task === null || method === null || hyperparameters === null) {
-    throw new AppError("internal_error", `Run ${run.id} was queued before its task, method and hyperparameters were resolved.`);
+    throw new AppError(
+      "internal_error",
+      `Run ${run.id} was queued before its task, method and hyperparameters were resolved.`,
+    );
   }
   return {
     version: 1,
@@ -42,12 +49,21 @@ export async function buildTrainSpec(deps: { store: Store; blobs: Blobs; catalog
 }
 
 /** A tuned adapter is gone on from; a full tune is a base of its own. */
-async function baseModel(deps: { store: Store; blobs: Blobs; catalogue: Catalogue }, run: Run): Promise<TrainSpec["base_model"]> {
+async function baseModel(
+  deps: { store: Store; blobs: Blobs; catalogue: Catalogue },
+  run: Run,
+): Promise<TrainSpec["base_model"]> {
   const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
   const base = { name: run.baseModel, family: run.family };
-  if (model.tuned !== null && model.tuned.method !== "lora") return { ...base, path: model.tuned.artefactPath, adapter_path: null };
+  if (model.tuned !== null && model.tuned.method !== "lora")
+    return { ...base, path: model.tuned.artefactPath, adapter_path: null };
   const path = model.base.path ?? (await deps.catalogue.prepare(model.base.name)).path;
-  if (path === null) throw new AppError("model_not_found", `The model "${run.baseModel}" could not be put on this disk. \`fettle models\` shows why.`, { param: "model" });
+  if (path === null)
+    throw new AppError(
+      "model_not_found",
+      `The model "${run.baseModel}" could not be put on this disk. \`fettle models\` shows why.`,
+      { param: "model" },
+    );
   return { ...base, path, adapter_path: model.tuned?.artefactPath ?? null };
 }
 
@@ -64,7 +80,12 @@ async function data(deps: { store: Store; blobs: Blobs }, run: Run): Promise<Tra
   }
   const training = await deps.store.files.get(run.projectId, run.trainingFile);
   const sha256 = training?.report?.rowsSha256 ?? null;
-  if (sha256 === null) throw new AppError("file_not_usable", `The training file ${run.trainingFile} has no checked rows. Upload it again.`, { param: "training_file" });
+  if (sha256 === null)
+    throw new AppError(
+      "file_not_usable",
+      `The training file ${run.trainingFile} has no checked rows. Upload it again.`,
+      { param: "training_file" },
+    );
   return {
     train_path: deps.blobs.localPath(rowsKey(run.trainingFile)),
     train_sha256: sha256,

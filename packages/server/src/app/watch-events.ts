@@ -14,14 +14,21 @@ export interface Translated {
 type Words = Pick<NewRunEvent, "key" | "message"> & Partial<Pick<NewRunEvent, "level" | "type" | "data">>;
 
 /** `facts` already hold `events`. Keys are the same however often an event is read: see `NewRunEvent`. */
-export function translateEvents(ids: Ids, run: Run, input: { facts: Facts; events: readonly TrainerEvent[] }): Translated {
+export function translateEvents(
+  ids: Ids,
+  run: Run,
+  input: { facts: Facts; events: readonly TrainerEvent[] },
+): Translated {
   const translated: Translated = { events: [], checkpoints: [], progress: null };
   for (const event of input.events) {
     const createdAt = Math.round(event.time * 1000);
     const words = wordsFor(event, input.facts);
     if (words !== null) translated.events.push(runEvent(ids, createdAt, words));
     if (event.type === "step") {
-      translated.progress = { step: event.step, etaAt: event.eta_seconds === null ? null : createdAt + Math.round(event.eta_seconds * 1000) };
+      translated.progress = {
+        step: event.step,
+        etaAt: event.eta_seconds === null ? null : createdAt + Math.round(event.eta_seconds * 1000),
+      };
     }
     if (event.type === "checkpoint") {
       translated.checkpoints.push({
@@ -53,11 +60,19 @@ function wordsFor(event: TrainerEvent, facts: Facts): Words | null {
     case "started":
       return {
         key: `started:${event.attempt}`,
-        message: event.resumed_from_step === null ? "Fine-tuning job started" : `Fine-tuning job goes on from the checkpoint at step ${event.resumed_from_step}`,
+        message:
+          event.resumed_from_step === null
+            ? "Fine-tuning job started"
+            : `Fine-tuning job goes on from the checkpoint at step ${event.resumed_from_step}`,
       };
     case "log": {
       const key = event.seq > 0 ? `seq:${event.seq}` : `byte:${String(event.data?.byte)}`;
-      return { key, level: event.level, message: event.message, ...(event.data === undefined ? {} : { data: event.data }) };
+      return {
+        key,
+        level: event.level,
+        message: event.message,
+        ...(event.data === undefined ? {} : { data: event.data }),
+      };
     }
     case "data":
       return dataWords(event);
@@ -66,14 +81,26 @@ function wordsFor(event: TrainerEvent, facts: Facts): Words | null {
     case "evaluation":
       return evaluationWords(event, facts.totalSteps);
     case "checkpoint":
-      return { key: `checkpoint:${event.step}`, message: `Checkpoint created at step ${event.step}`, data: { step: event.step, sha256: event.sha256, seconds: event.seconds } };
+      return {
+        key: `checkpoint:${event.step}`,
+        message: `Checkpoint created at step ${event.step}`,
+        data: { step: event.step, sha256: event.sha256, seconds: event.seconds },
+      };
     case "finished": {
       const { seq: _, attempt, time: __, type: ___, artefact_path: ____, ...data } = event;
       const early = event.early_stopped ? ` early: validation stopped improving after step ${event.best_step}` : "";
-      return { key: `finished:${attempt}`, message: `Training ended at step ${event.step}${early}; the saved model is being verified`, data };
+      return {
+        key: `finished:${attempt}`,
+        message: `Training ended at step ${event.step}${early}; the saved model is being verified`,
+        data,
+      };
     }
     case "verified":
-      return { key: `verified:${event.attempt}`, message: "The saved model was loaded in a fresh process and answers as the trained one", data: { max_abs_diff: event.max_abs_diff } };
+      return {
+        key: `verified:${event.attempt}`,
+        message: "The saved model was loaded in a fresh process and answers as the trained one",
+        data: { max_abs_diff: event.max_abs_diff },
+      };
     case "heartbeat":
     case "stopped":
     case "failed":
@@ -82,22 +109,47 @@ function wordsFor(event: TrainerEvent, facts: Facts): Words | null {
 }
 
 function dataWords(event: Extract<TrainerEvent, { type: "data" }>): Words {
-  const { num_train_rows, num_validation_rows, num_train_tokens, num_label_tokens, num_truncated, num_refused, total_steps, refused } = event;
-  const faults = num_refused > 0 || num_truncated > 0 ? `; ${num_refused} rows refused, ${num_truncated} truncated` : "";
+  const {
+    num_train_rows,
+    num_validation_rows,
+    num_train_tokens,
+    num_label_tokens,
+    num_truncated,
+    num_refused,
+    total_steps,
+    refused,
+  } = event;
+  const faults =
+    num_refused > 0 || num_truncated > 0 ? `; ${num_refused} rows refused, ${num_truncated} truncated` : "";
   return {
     key: "data",
     level: faults === "" ? "info" : "warn",
     message: `${num_train_rows} rows to train on (${num_train_tokens} tokens), ${num_validation_rows} held out for validation, ${total_steps} steps${faults}`,
-    data: { num_train_rows, num_validation_rows, num_train_tokens, num_label_tokens, num_truncated, num_refused, total_steps, refused: refused.slice(0, 100) },
+    data: {
+      num_train_rows,
+      num_validation_rows,
+      num_train_tokens,
+      num_label_tokens,
+      num_truncated,
+      num_refused,
+      total_steps,
+      refused: refused.slice(0, 100),
+    },
   };
 }
 
-const of = (step: number, totalSteps: number | null): string => (totalSteps === null ? `Step ${step}` : `Step ${step}/${totalSteps}`);
+const of = (step: number, totalSteps: number | null): string =>
+  totalSteps === null ? `Step ${step}` : `Step ${step}/${totalSteps}`;
 const figure = (value: number): string => String(Number(value.toPrecision(4)));
 
 function stepWords(event: Extract<TrainerEvent, { type: "step" }>, totalSteps: number | null): Words {
   const { seq: _, attempt: __, time: ___, type: ____, ...data } = event;
-  return { key: `step:${event.step}`, type: "metrics", message: `${of(event.step, totalSteps)}: training loss=${figure(event.train_loss)}`, data: { ...data, total_steps: totalSteps } };
+  return {
+    key: `step:${event.step}`,
+    type: "metrics",
+    message: `${of(event.step, totalSteps)}: training loss=${figure(event.train_loss)}`,
+    data: { ...data, total_steps: totalSteps },
+  };
 }
 
 function evaluationWords(event: Extract<TrainerEvent, { type: "evaluation" }>, totalSteps: number | null): Words {

@@ -38,7 +38,14 @@ export function foldFacts(facts: Facts, events: readonly TrainerEvent[]): void {
 
 function foldOne(facts: Facts, event: TrainerEvent): void {
   if (event.attempt > facts.attempt) {
-    Object.assign(facts, { attempt: event.attempt, checkpointed: false, stopped: null, finished: null, verified: null, failed: null });
+    Object.assign(facts, {
+      attempt: event.attempt,
+      checkpointed: false,
+      stopped: null,
+      finished: null,
+      verified: null,
+      failed: null,
+    });
   }
   switch (event.type) {
     case "data":
@@ -76,7 +83,9 @@ export function metricsAt(facts: Facts, step: number): Record<string, number> {
   const valid = newestUpTo(facts.evaluations, step);
   return {
     step,
-    ...(train === null ? {} : { train_loss: train.train_loss, train_mean_token_accuracy: train.train_mean_token_accuracy }),
+    ...(train === null
+      ? {}
+      : { train_loss: train.train_loss, train_mean_token_accuracy: train.train_mean_token_accuracy }),
     ...(valid === null
       ? {}
       : {

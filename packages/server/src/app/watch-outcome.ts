@@ -22,7 +22,13 @@ export function endingAction(run: Run, ending: Ending): RunAction {
   const progressed = ours && facts.checkpointed;
   if (ours && facts.failed !== null) {
     const { code, message, hint } = facts.failed;
-    return { type: "trainer_died", error: { code: knownCode(code), message: [message, hint].filter(Boolean).join(" "), param: null }, canRetry: false, progressed, at };
+    return {
+      type: "trainer_died",
+      error: { code: knownCode(code), message: [message, hint].filter(Boolean).join(" "), param: null },
+      canRetry: false,
+      progressed,
+      at,
+    };
   }
   const { code, what, canRetry } = explain(ending);
   const said = lastLines(ending.stderr);
@@ -30,7 +36,8 @@ export function endingAction(run: Run, ending: Ending): RunAction {
   return { type: "trainer_died", error: { code, message, param: null }, canRetry, progressed, at };
 }
 
-const knownCode = (code: string): ErrorCode => (Object.hasOwn(errorCatalogue, code) ? (code as ErrorCode) : "training_failed");
+const knownCode = (code: string): ErrorCode =>
+  Object.hasOwn(errorCatalogue, code) ? (code as ErrorCode) : "training_failed";
 
 interface Explanation {
   code: ErrorCode;
@@ -43,25 +50,51 @@ const signalWords: Record<string, string> = {
   SIGKILL: `The trainer was killed (SIGKILL): by a person, or by the system because memory ran out. If it happens again, ${lessMemory}.`,
   SIGSEGV: "The trainer crashed (SIGSEGV, a fault in native code). Check the installation with `fettle doctor`.",
   SIGBUS: "The trainer crashed (SIGBUS): often a full disk or shared memory behind a mapped file. Check free space.",
-  SIGILL: "The trainer crashed (SIGILL): a library was built for another processor. Check the installation with `fettle doctor`.",
+  SIGILL:
+    "The trainer crashed (SIGILL): a library was built for another processor. Check the installation with `fettle doctor`.",
   SIGABRT: "The trainer aborted (SIGABRT): a library gave up.",
   SIGTERM: "The trainer was asked to end (SIGTERM) before it could write a checkpoint.",
 };
-const signalNumbers: Record<number, string> = { 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM" };
+const signalNumbers: Record<number, string> = {
+  4: "SIGILL",
+  6: "SIGABRT",
+  7: "SIGBUS",
+  9: "SIGKILL",
+  11: "SIGSEGV",
+  15: "SIGTERM",
+};
 
 function explain({ state, stderr, stalledMs }: Ending): Explanation {
   if (stalledMs !== null) {
-    return { code: "trainer_stalled", what: `The trainer gave no sign of life for ${Math.round(stalledMs / 1000)} s and was ended.`, canRetry: true };
+    return {
+      code: "trainer_stalled",
+      what: `The trainer gave no sign of life for ${Math.round(stalledMs / 1000)} s and was ended.`,
+      canRetry: true,
+    };
   }
-  if (/MemoryError|out of memory|Cannot allocate memory/i.test(stderr)) return { code: "out_of_memory", what: `The trainer ran out of memory: ${lessMemory}.`, canRetry: false };
-  const signal = state.signal ?? (state.exitCode !== null && state.exitCode > 128 ? signalNumbers[state.exitCode - 128] : undefined);
-  if (signal !== undefined && signal !== null) return { code: "training_failed", what: signalWords[signal] ?? `The trainer was ended by ${signal}.`, canRetry: true };
-  if (state.exitCode === trainerExit.bad_spec) return { code: "training_failed", what: "The trainer refused its specification.", canRetry: false };
+  if (/MemoryError|out of memory|Cannot allocate memory/i.test(stderr))
+    return { code: "out_of_memory", what: `The trainer ran out of memory: ${lessMemory}.`, canRetry: false };
+  const signal =
+    state.signal ?? (state.exitCode !== null && state.exitCode > 128 ? signalNumbers[state.exitCode - 128] : undefined);
+  if (signal !== undefined && signal !== null)
+    return {
+      code: "training_failed",
+      what: signalWords[signal] ?? `The trainer was ended by ${signal}.`,
+      canRetry: true,
+    };
+  if (state.exitCode === trainerExit.bad_spec)
+    return { code: "training_failed", what: "The trainer refused its specification.", canRetry: false };
   if (state.exitCode === 126 || state.exitCode === 127) {
-    return { code: "python_missing", what: "The trainer could not be started: its Python was not found. Run `fettle doctor`.", canRetry: false };
+    return {
+      code: "python_missing",
+      what: "The trainer could not be started: its Python was not found. Run `fettle doctor`.",
+      canRetry: false,
+    };
   }
-  if (state.exitCode === null) return { code: "training_failed", what: "The trainer ended while no server was watching it.", canRetry: true };
-  if (state.exitCode === trainerExit.finished) return { code: "training_failed", what: "The trainer ended without a verified model.", canRetry: true };
+  if (state.exitCode === null)
+    return { code: "training_failed", what: "The trainer ended while no server was watching it.", canRetry: true };
+  if (state.exitCode === trainerExit.finished)
+    return { code: "training_failed", what: "The trainer ended without a verified model.", canRetry: true };
   return { code: "training_failed", what: `The trainer ended with exit code ${state.exitCode}.`, canRetry: true };
 }
 

@@ -40,7 +40,10 @@ function cell(value: number | undefined): string {
 }
 
 /** The file's id is the run's own: written again after a crash, it is the same file. */
-export async function writeResultFile(blobs: Blobs, input: { run: Run; facts: Facts; now: number }): Promise<FileRecord> {
+export async function writeResultFile(
+  blobs: Blobs,
+  input: { run: Run; facts: Facts; now: number },
+): Promise<FileRecord> {
   const { run, now } = input;
   const id = `file-${run.id.replace(/^ftjob-/, "")}`;
   const csv = Buffer.from(resultCsv(input.facts));

@@ -6,7 +6,19 @@
 import type { TrainerEvent } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import { type Run, type RunAction, transition } from "../domain/job.js";
-import { type Blobs, type Clock, type Ids, type Lease, type Log, type ModelRecord, type NewRunEvent, type Runner, type RunnerState, StaleLease, type Store } from "./ports.js";
+import {
+  type Blobs,
+  type Clock,
+  type Ids,
+  type Lease,
+  type Log,
+  type ModelRecord,
+  type NewRunEvent,
+  type Runner,
+  type RunnerState,
+  StaleLease,
+  type Store,
+} from "./ports.js";
 import { runEvent, translateEvents, tunedModelName } from "./watch-events.js";
 import { type Facts, foldFacts, noFacts } from "./watch-facts.js";
 import { endingAction } from "./watch-outcome.js";
@@ -33,7 +45,14 @@ export interface WatchTimes {
   graceMs: number;
 }
 
-export const defaultTimes: WatchTimes = { leaseMs: 30_000, renewMs: 5_000, pollMs: 400, stallMs: 15_000, startupMs: 180_000, graceMs: 60_000 };
+export const defaultTimes: WatchTimes = {
+  leaseMs: 30_000,
+  renewMs: 5_000,
+  pollMs: 400,
+  stallMs: 15_000,
+  startupMs: 180_000,
+  graceMs: 60_000,
+};
 
 export interface WatchInput {
   run: Run;
@@ -50,7 +69,8 @@ export async function watchRun(deps: WatchDeps, input: WatchInput): Promise<void
     try {
       if (await watch.look()) return;
     } catch (error) {
-      if (error instanceof StaleLease) return deps.log.warn({ run: input.run.id, err: error }, "another server watches this run now");
+      if (error instanceof StaleLease)
+        return deps.log.warn({ run: input.run.id, err: error }, "another server watches this run now");
       // The database or the disk is away for a moment: the trainer goes on, and nothing is lost by looking again.
       deps.log.error({ run: input.run.id, err: error }, "could not follow the run; trying again");
     }
@@ -103,7 +123,8 @@ class RunWatch {
   private async renewLease(): Promise<void> {
     const now = this.deps.clock.now();
     if (Math.abs(now - this.renewedAt) < this.input.times.renewMs) return;
-    if (!(await this.deps.store.runs.renew(this.input.lease, this.input.times.leaseMs))) throw new StaleLease(`The lease on run ${this.runId} went to another server.`);
+    if (!(await this.deps.store.runs.renew(this.input.lease, this.input.times.leaseMs)))
+      throw new StaleLease(`The lease on run ${this.runId} went to another server.`);
     this.renewedAt = now;
   }
 
@@ -141,14 +162,22 @@ class RunWatch {
       ...translated,
       goneCheckpoints: translated.checkpoints.length > 0 ? await this.goneCheckpoints() : [],
       offset,
-      change: (run) => apply(run, { type: "progressed", step: progress?.step ?? run.step, totalSteps, etaAt: progress === null ? run.etaAt : progress.etaAt }),
+      change: (run) =>
+        apply(run, {
+          type: "progressed",
+          step: progress?.step ?? run.step,
+          totalSteps,
+          etaAt: progress === null ? run.etaAt : progress.etaAt,
+        }),
     });
   }
 
   /** Checkpoints that the trainer has pruned from the disk: they can no longer be asked for. */
   private async goneCheckpoints(): Promise<number[]> {
     const steps = [...this.facts.checkpointSteps];
-    const sizes = await Promise.all(steps.map((step) => this.deps.blobs.size(`runs/${this.runId}/checkpoints/${step}/manifest.json`)));
+    const sizes = await Promise.all(
+      steps.map((step) => this.deps.blobs.size(`runs/${this.runId}/checkpoints/${step}/manifest.json`)),
+    );
     const gone = steps.filter((_, index) => sizes[index] === null);
     for (const step of gone) this.facts.checkpointSteps.delete(step);
     return gone;
@@ -196,12 +225,16 @@ class RunWatch {
       },
       this.input.lease,
     );
-    deps.log.info({ run: this.runId, attempt: run.attempt, exitCode: state.exitCode, signal: state.signal }, "the trainer ended");
+    deps.log.info(
+      { run: this.runId, attempt: run.attempt, exitCode: state.exitCode, signal: state.signal },
+      "the trainer ended",
+    );
   }
 
   private async succeed(run: Run, finished: NonNullable<Facts["finished"]>): Promise<void> {
     const { deps } = this;
-    if (run.task === null || run.method === null) throw new AppError("internal_error", `Run ${run.id} is running without a task or method.`);
+    if (run.task === null || run.method === null)
+      throw new AppError("internal_error", `Run ${run.id} is running without a task or method.`);
     const now = deps.clock.now();
     const model: ModelRecord = {
       name: tunedModelName(run),
@@ -225,7 +258,14 @@ class RunWatch {
       checkpoints: [],
       model,
       file,
-      change: (current) => apply(current, { type: "succeeded", fineTunedModel: model.name, resultFile: file.id, trainedTokens: finished.trained_tokens, at: now }),
+      change: (current) =>
+        apply(current, {
+          type: "succeeded",
+          fineTunedModel: model.name,
+          resultFile: file.id,
+          trainedTokens: finished.trained_tokens,
+          at: now,
+        }),
     });
   }
 

@@ -38,7 +38,11 @@ const keepDays = 7;
 /** Returns at once; DBOS is loaded and launched behind it. Call when the server listens. Once per process: DBOS is global. */
 export function startBackground(options: BackgroundOptions): StartedBackground {
   const work = new BackgroundWork(options);
-  return { ready: work.ready, processFile: (projectId, fileId) => work.processFile(projectId, fileId), close: () => work.close() };
+  return {
+    ready: work.ready,
+    processFile: (projectId, fileId) => work.processFile(projectId, fileId),
+    close: () => work.close(),
+  };
 }
 
 class BackgroundWork {
@@ -54,7 +58,12 @@ class BackgroundWork {
   private readonly pool: pg.Pool;
 
   constructor(private readonly options: BackgroundOptions) {
-    this.pool = new pg.Pool({ connectionString: options.databaseUrl, max: 4, application_name: "fettle-background", connectionTimeoutMillis: 10_000 });
+    this.pool = new pg.Pool({
+      connectionString: options.databaseUrl,
+      max: 4,
+      application_name: "fettle-background",
+      connectionTimeoutMillis: 10_000,
+    });
     // A broken idle connection is replaced; without a listener its error would end the process.
     this.pool.on("error", () => undefined);
     this.ready = this.launch();
@@ -84,7 +93,10 @@ class BackgroundWork {
       this.durable = true;
     } catch (error) {
       this.durable = false;
-      this.options.log.error({ err: error }, "DBOS could not start: background work goes on in this process alone, without its retries over restarts");
+      this.options.log.error(
+        { err: error },
+        "DBOS could not start: background work goes on in this process alone, without its retries over restarts",
+      );
       this.stopSweeping = this.options.clock.every(600_000, () => void this.sweep());
     }
     await this.takeUpUnprocessed();
@@ -107,9 +119,19 @@ class BackgroundWork {
     this.fileWorkflow = DBOS.registerWorkflow(
       async (projectId: string, fileId: string) => {
         try {
-          await DBOS.runStep(() => this.limited(() => this.options.processFile(projectId, fileId)), { name: "process", retriesAllowed: true, maxAttempts, intervalSeconds: retrySeconds, backoffRate: 2 });
+          await DBOS.runStep(() => this.limited(() => this.options.processFile(projectId, fileId)), {
+            name: "process",
+            retriesAllowed: true,
+            maxAttempts,
+            intervalSeconds: retrySeconds,
+            backoffRate: 2,
+          });
         } catch (error) {
-          await DBOS.runStep(() => this.giveUp(projectId, fileId, error), { name: "give up", retriesAllowed: true, maxAttempts: 10 });
+          await DBOS.runStep(() => this.giveUp(projectId, fileId, error), {
+            name: "give up",
+            retriesAllowed: true,
+            maxAttempts: 10,
+          });
         }
       },
       { name: "process_file", maxRecoveryAttempts: 20 },
@@ -123,7 +145,9 @@ class BackgroundWork {
     );
     await DBOS.launch();
     this.dbos = DBOS;
-    await DBOS.applySchedules([{ scheduleName: `sweep-${this.options.executorId}`, workflowFn: sweep, schedule: "*/10 * * * *" }]);
+    await DBOS.applySchedules([
+      { scheduleName: `sweep-${this.options.executorId}`, workflowFn: sweep, schedule: "*/10 * * * *" },
+    ]);
   }
 
   /** One workflow a file, by id: asked for twice, it is done once. */
@@ -138,7 +162,10 @@ class BackgroundWork {
         if (file.purpose === "fine-tune") await this.processFile(file.projectId, file.id);
       }
     } catch (error) {
-      this.options.log.error({ err: error }, "could not take up unprocessed files; they are taken up at the next start");
+      this.options.log.error(
+        { err: error },
+        "could not take up unprocessed files; they are taken up at the next start",
+      );
     }
   }
 
@@ -155,7 +182,11 @@ class BackgroundWork {
     this.options.log.error({ file: fileId, err: error }, "gave a file up");
     const file = await this.options.store.files.get(projectId, fileId);
     if (file?.status !== "uploaded") return;
-    await this.options.store.files.setProcessed(projectId, fileId, { status: "error", statusDetails: `The file could not be read: ${why} Upload it again.`, report: null });
+    await this.options.store.files.setProcessed(projectId, fileId, {
+      status: "error",
+      statusDetails: `The file could not be read: ${why} Upload it again.`,
+      report: null,
+    });
   }
 
   private async sweep(): Promise<void> {
@@ -170,7 +201,13 @@ class BackgroundWork {
   /** DBOS keeps every workflow for ever otherwise. */
   private async forgetOldWorkflows(DBOS: typeof Dbos): Promise<void> {
     const endTime = new Date(this.options.clock.now() - keepDays * 86_400_000).toISOString();
-    const old = await DBOS.listWorkflows({ endTime, status: ["SUCCESS", "ERROR", "CANCELLED"], limit: 1_000, loadInput: false, loadOutput: false });
+    const old = await DBOS.listWorkflows({
+      endTime,
+      status: ["SUCCESS", "ERROR", "CANCELLED"],
+      limit: 1_000,
+      loadInput: false,
+      loadOutput: false,
+    });
     if (old.length > 0) await DBOS.deleteWorkflows(old.map((workflow) => workflow.workflowID));
   }
 
@@ -187,7 +224,8 @@ class BackgroundWork {
 }
 
 /** DBOS wraps the errors of all attempts into one. */
-const lastError = (error: unknown): unknown => (error instanceof Error && "errors" in error && Array.isArray(error.errors) ? error.errors.at(-1) : error);
+const lastError = (error: unknown): unknown =>
+  error instanceof Error && "errors" in error && Array.isArray(error.errors) ? error.errors.at(-1) : error;
 
 /** DBOS tells much; what it calls info is of no use in our log. */
 function dbosLog(log: Log): DLogger {

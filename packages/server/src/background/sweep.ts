@@ -11,7 +11,11 @@ export interface Swept {
 }
 
 export async function sweepExpired(deps: { store: Store; blobs: Blobs }, now: number): Promise<Swept> {
-  return { files: await expireFiles(deps, now), uploads: await expireUploads(deps, now), answers: await deps.store.idempotency.expire(now - idempotencyMs) };
+  return {
+    files: await expireFiles(deps, now),
+    uploads: await expireUploads(deps, now),
+    answers: await deps.store.idempotency.expire(now - idempotencyMs),
+  };
 }
 
 /** A file that a run still reads is kept until the run has ended. */

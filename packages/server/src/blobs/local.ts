@@ -13,7 +13,10 @@ export function localBlobs(folder: string): Blobs {
   const localPath = (key: string): string => {
     const parts = key.split("/");
     if (parts.length > 8 || !parts.every((part) => keyPart.test(part))) {
-      throw new AppError("internal_error", `"${key.slice(0, 200)}" is not a blob key: expected parts of letters, digits, ".", "_" and "-", joined by "/".`);
+      throw new AppError(
+        "internal_error",
+        `"${key.slice(0, 200)}" is not a blob key: expected parts of letters, digits, ".", "_" and "-", joined by "/".`,
+      );
     }
     return join(folder, ...parts);
   };
@@ -23,7 +26,10 @@ export function localBlobs(folder: string): Blobs {
     async get(key, range) {
       const path = localPath(key);
       if ((await sizeOf(path)) === null) return null;
-      return createReadStream(path, range === undefined ? {} : { start: range.start, ...(range.end === undefined ? {} : { end: range.end }) });
+      return createReadStream(
+        path,
+        range === undefined ? {} : { start: range.start, ...(range.end === undefined ? {} : { end: range.end }) },
+      );
     },
     size: (key) => sizeOf(localPath(key)),
     async delete(prefix) {
@@ -43,7 +49,11 @@ async function sizeOf(path: string): Promise<number | null> {
   }
 }
 
-async function putBlob(path: string, body: AsyncIterable<Uint8Array>, maxBytes: number): Promise<{ bytes: number; sha256: string }> {
+async function putBlob(
+  path: string,
+  body: AsyncIterable<Uint8Array>,
+  maxBytes: number,
+): Promise<{ bytes: number; sha256: string }> {
   const partial = `${path}.partial-${randomBytes(6).toString("hex")}`;
   try {
     await mkdir(dirname(path), { recursive: true, mode: 0o700 });
@@ -54,18 +64,30 @@ async function putBlob(path: string, body: AsyncIterable<Uint8Array>, maxBytes: 
   } catch (error) {
     await rm(partial, { force: true });
     if (codeOf(error) !== "ENOSPC" && codeOf(error) !== "EDQUOT") throw error;
-    throw new AppError("disk_full", `No space left on the disk of ${dirname(path)}; nothing of the upload was kept. Free space, then send it again.`, { cause: error });
+    throw new AppError(
+      "disk_full",
+      `No space left on the disk of ${dirname(path)}; nothing of the upload was kept. Free space, then send it again.`,
+      { cause: error },
+    );
   }
 }
 
-async function writeThrough(path: string, body: AsyncIterable<Uint8Array>, maxBytes: number): Promise<{ bytes: number; sha256: string }> {
+async function writeThrough(
+  path: string,
+  body: AsyncIterable<Uint8Array>,
+  maxBytes: number,
+): Promise<{ bytes: number; sha256: string }> {
   const hash = createHash("sha256");
   const file = await open(path, "wx", 0o600);
   let bytes = 0;
   try {
     for await (const chunk of body) {
       bytes += chunk.byteLength;
-      if (bytes > maxBytes) throw new AppError("body_too_large", `More than ${maxBytes} bytes were sent; at most ${maxBytes} are taken here.`);
+      if (bytes > maxBytes)
+        throw new AppError(
+          "body_too_large",
+          `More than ${maxBytes} bytes were sent; at most ${maxBytes} are taken here.`,
+        );
       hash.update(chunk);
       await writeAll(file, chunk);
     }

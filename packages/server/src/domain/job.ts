@@ -78,7 +78,14 @@ export interface RunEvent {
 export const maxAttempts = 4;
 
 export type RunAction =
-  | { type: "validated"; task: Task; method: Method; hyperparameters: Hyperparameters; labels: string[] | null; estimate: Run["estimate"] }
+  | {
+      type: "validated";
+      task: Task;
+      method: Method;
+      hyperparameters: Hyperparameters;
+      labels: string[] | null;
+      estimate: Run["estimate"];
+    }
   | { type: "refused"; error: NonNullable<Run["error"]>; at: number }
   | { type: "waits"; reason: string }
   | { type: "started"; at: number }
@@ -101,52 +108,116 @@ const refuse = (run: Run, verb: string, when: string): Transition => ({
   reason: `Run ${run.id} is ${run.status}: only a run that is ${when} can be ${verb}.`,
 });
 
+type Of<T extends RunAction["type"]> = Extract<RunAction, { type: T }>;
+
 /** The only function that changes a run. A refusal is a value with its reason. */
 export function transition(run: Run, action: RunAction): Transition {
   switch (action.type) {
     case "validated":
-      if (run.status !== "validating_files") return refuse(run, "validated", "validating_files");
-      return to(run, { status: "queued", task: action.task, method: action.method, hyperparameters: action.hyperparameters, labels: action.labels, estimate: action.estimate });
     case "refused":
-      if (ended(run)) return refuse(run, "refused", "not ended");
-      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, waiting: null });
+      return validation(run, action);
     case "waits":
       if (run.status !== "queued") return refuse(run, "told to wait", "queued");
       return to(run, { waiting: action.reason });
     case "started":
       if (run.status !== "queued") return refuse(run, "started", "queued");
-      return to(run, { status: "running", attempt: run.attempt + 1, startedAt: run.startedAt ?? action.at, waiting: null });
-    case "progressed":
-      if (run.status !== "running") return refuse(run, "advanced", "running");
-      return to(run, { step: Math.max(run.step, action.step), totalSteps: action.totalSteps ?? run.totalSteps, etaAt: action.etaAt });
+      return to(run, {
+        status: "running",
+        attempt: run.attempt + 1,
+        startedAt: run.startedAt ?? action.at,
+        waiting: null,
+      });
     case "pause_requested":
-      if (run.status === "queued") return to(run, { status: "paused", waiting: "Paused by request." });
-      if (run.status !== "running") return refuse(run, "paused", "queued or running");
-      return to(run, { wanted: run.wanted ?? "pause" });
     case "cancel_requested":
-      if (ended(run)) return refuse(run, "cancelled", "not ended");
-      if (run.status === "running") return to(run, { wanted: "cancel" });
-      return to(run, { status: "cancelled", finishedAt: action.at, waiting: null, wanted: null });
     case "resume_requested":
-      if (run.status !== "paused") return refuse(run, "resumed", "paused");
-      return to(run, { status: "queued", waiting: null, wanted: null });
+      return request(run, action);
+    case "progressed":
     case "trainer_stopped":
-      if (run.status !== "running") return refuse(run, "stopped", "running");
-      if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
-      if (action.reason === "disk_full")
-        return to(run, { status: "paused", wanted: null, etaAt: null, deaths: 0, waiting: "The disk is full; the last checkpoint is whole. Free space, then resume." });
-      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, deaths: 0, waiting: "Paused by request." });
-      return to(run, { status: "queued", etaAt: null, deaths: 0 });
-    case "trainer_died": {
-      if (run.status !== "running") return refuse(run, "restarted", "running");
-      if (run.wanted === "cancel") return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
-      if (run.wanted === "pause") return to(run, { status: "paused", wanted: null, etaAt: null, waiting: "Paused by request." });
-      const deaths = (action.progressed ? 0 : (run.deaths ?? 0)) + 1;
-      if (action.canRetry && deaths < maxAttempts) return to(run, { status: "queued", etaAt: null, deaths });
-      return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, etaAt: null, deaths });
-    }
+    case "trainer_died":
     case "succeeded":
-      if (run.status !== "running") return refuse(run, "finished", "running");
-      return to(run, { status: "succeeded", wanted: null, fineTunedModel: action.fineTunedModel, resultFile: action.resultFile, trainedTokens: action.trainedTokens, finishedAt: action.at, etaAt: null });
+      return training(run, action);
   }
+}
+
+function validation(run: Run, action: Of<"validated" | "refused">): Transition {
+  if (action.type === "validated") {
+    if (run.status !== "validating_files") return refuse(run, "validated", "validating_files");
+    const { task, method, hyperparameters, labels, estimate } = action;
+    return to(run, { status: "queued", task, method, hyperparameters, labels, estimate });
+  }
+  if (ended(run)) return refuse(run, "refused", "not ended");
+  return to(run, {
+    status: "failed",
+    error: action.error,
+    finishedAt: action.at,
+    wanted: null,
+    waiting: null,
+    etaAt: null,
+  });
+}
+
+function request(run: Run, action: Of<"pause_requested" | "cancel_requested" | "resume_requested">): Transition {
+  if (action.type === "pause_requested") {
+    if (run.status === "queued") return to(run, pausedByRequest);
+    if (run.status !== "running") return refuse(run, "paused", "queued or running");
+    return to(run, { wanted: run.wanted ?? "pause" });
+  }
+  if (action.type === "resume_requested") {
+    if (run.status !== "paused") return refuse(run, "resumed", "paused");
+    return to(run, { status: "queued", waiting: null, wanted: null });
+  }
+  if (ended(run)) return refuse(run, "cancelled", "not ended");
+  if (run.status === "running") return to(run, { wanted: "cancel" });
+  return to(run, { status: "cancelled", finishedAt: action.at, waiting: null, wanted: null });
+}
+
+function training(run: Run, action: Of<"progressed" | "trainer_stopped" | "trainer_died" | "succeeded">): Transition {
+  const verb = { progressed: "advanced", trainer_stopped: "stopped", trainer_died: "restarted", succeeded: "finished" };
+  if (run.status !== "running") return refuse(run, verb[action.type], "running");
+  switch (action.type) {
+    case "progressed":
+      return to(run, {
+        step: Math.max(run.step, action.step),
+        totalSteps: action.totalSteps ?? run.totalSteps,
+        etaAt: action.etaAt,
+      });
+    case "trainer_stopped":
+    case "trainer_died":
+      return trainerGone(run, action);
+    case "succeeded": {
+      const { fineTunedModel, resultFile, trainedTokens, at } = action;
+      return to(run, {
+        status: "succeeded",
+        wanted: null,
+        fineTunedModel,
+        resultFile,
+        trainedTokens,
+        finishedAt: at,
+        etaAt: null,
+      });
+    }
+  }
+}
+
+const pausedByRequest = {
+  status: "paused",
+  wanted: null,
+  etaAt: null,
+  deaths: 0,
+  waiting: "Paused by request.",
+} as const satisfies Partial<Run>;
+
+/** What the user wants decides first; a cancel beats everything. */
+function trainerGone(run: Run, action: Of<"trainer_stopped" | "trainer_died">): Transition {
+  if (run.wanted === "cancel")
+    return to(run, { status: "cancelled", finishedAt: action.at, wanted: null, etaAt: null });
+  if (action.type === "trainer_stopped" && action.reason === "disk_full") {
+    const waiting = "The disk is full; the last checkpoint is whole. Free space, then resume.";
+    return to(run, { ...pausedByRequest, waiting });
+  }
+  if (run.wanted === "pause") return to(run, pausedByRequest);
+  if (action.type === "trainer_stopped") return to(run, { status: "queued", etaAt: null, deaths: 0 });
+  const deaths = (action.progressed ? 0 : (run.deaths ?? 0)) + 1;
+  if (action.canRetry && deaths < maxAttempts) return to(run, { status: "queued", etaAt: null, deaths });
+  return to(run, { status: "failed", error: action.error, finishedAt: action.at, wanted: null, etaAt: null, deaths });
 }

@@ -11,7 +11,15 @@ import type { TrainSpec } from "@fettle/contract";
 import type { Runner, RunnerState } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
 import { identifyProcess, isAlive, type ProcessIdentity } from "./process-identity.js";
-import { makeFolder, type PidFile, type RunFolder, readEventLines, readPidFile, runFolder, writeJson } from "./run-folder.js";
+import {
+  makeFolder,
+  type PidFile,
+  type RunFolder,
+  readEventLines,
+  readPidFile,
+  runFolder,
+  writeJson,
+} from "./run-folder.js";
 
 export interface LocalRunnerOptions {
   /** `<home>/blobs/runs`. */
@@ -27,13 +35,26 @@ export interface LocalRunnerOptions {
 }
 
 /** Everything else stays out: API keys, hub tokens, database addresses. */
-const passedOn = ["PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES"];
+const passedOn = [
+  "PATH",
+  "HOME",
+  "LANG",
+  "LC_ALL",
+  "LC_CTYPE",
+  "TMPDIR",
+  "TZ",
+  "LD_LIBRARY_PATH",
+  "DYLD_LIBRARY_PATH",
+  "CUDA_VISIBLE_DEVICES",
+  "CUDA_HOME",
+  "NVIDIA_VISIBLE_DEVICES",
+];
 
 /**
  * Waits for one line on descriptor 3, then becomes the trainer. The line comes when pid.json is on disk: a server
  * killed in between leaves a closed pipe, and no trainer that nobody knows of.
  */
-const gate = 'IFS= read -r go <&3 && [ "$go" = go ] || exit 0; exec 3<&-; exec "$@"';
+const gateScript = 'IFS= read -r go <&3 && [ "$go" = go ] || exit 0; exec 3<&-; exec "$@"';
 
 const maxStderrBytes = 8 * 1024 * 1024;
 
@@ -55,21 +76,31 @@ class LocalRunner implements Runner {
   async start(spec: TrainSpec): Promise<{ pid: number }> {
     const folder = runFolder(this.options.runsFolder, spec.run_id);
     const state = await this.state(spec.run_id);
-    if (state.alive) throw new AppError("conflict", `A trainer of run ${spec.run_id} is alive (process ${state.pid}): it must end before another starts.`);
+    if (state.alive)
+      throw new AppError(
+        "conflict",
+        `A trainer of run ${spec.run_id} is alive (process ${state.pid}): it must end before another starts.`,
+      );
     makeFolder(folder);
     writeJson(folder.spec, spec);
     const stderrFrom = stderrStart(folder);
     const child = await this.spawnGated(folder, spec);
-    const identity = identifyProcess(child.pid);
-    if (identity === null) throw new AppError("training_failed", `The trainer of run ${spec.run_id} ended before it began.`);
-    writeJson(folder.pid, { ...identity, attempt: spec.attempt, stderrFrom } satisfies PidFile);
-    child.open();
-    return { pid: child.pid };
+    try {
+      const identity = identifyProcess(child.pid);
+      if (identity === null)
+        throw new AppError("training_failed", `The trainer of run ${spec.run_id} ended before it began.`);
+      writeJson(folder.pid, { ...identity, attempt: spec.attempt, stderrFrom } satisfies PidFile);
+      child.gate.end("go\n");
+      return { pid: child.pid };
+    } catch (error) {
+      child.gate.destroy();
+      throw error;
+    }
   }
 
-  private async spawnGated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; open: () => void }> {
+  private async spawnGated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; gate: Writable }> {
     const stderr = openSync(folder.stderr, "a", 0o600);
-    const child = spawn("/bin/sh", ["-c", gate, "fettle-gate", ...this.options.command, "train", folder.spec], {
+    const child = spawn("/bin/sh", ["-c", gateScript, "fettle-gate", ...this.options.command, "train", folder.spec], {
       cwd: folder.path,
       detached: true,
       env: this.environmentFor(spec),
@@ -84,10 +115,10 @@ class LocalRunner implements Runner {
     });
     child.unref();
     if (this.options.niceness) lowerPriority(pid, this.options.niceness);
-    const go = child.stdio[3] as Writable;
+    const gate = child.stdio[3] as Writable;
     // A child killed before it read its line breaks the pipe; its end is seen as an exit.
-    go.on("error", () => undefined);
-    return { pid, open: () => go.end("go\n") };
+    gate.on("error", () => undefined);
+    return { pid, gate };
   }
 
   private environmentFor(spec: TrainSpec): Record<string, string> {
@@ -114,7 +145,8 @@ class LocalRunner implements Runner {
     const known = readPidFile(runFolder(this.options.runsFolder, runId));
     if (known === null) return { alive: false, pid: null, exitCode: null, signal: null };
     const child = this.children.get(runId);
-    if (child === undefined || child.pid !== known.pid) return { alive: isAlive(known), pid: known.pid, exitCode: null, signal: null };
+    if (child === undefined || child.pid !== known.pid)
+      return { alive: isAlive(known), pid: known.pid, exitCode: null, signal: null };
     // Our own child counts as alive until its exit code is here.
     if (child.ended === null) return { alive: true, pid: known.pid, exitCode: null, signal: null };
     return { alive: false, pid: known.pid, ...child.ended };
@@ -170,7 +202,9 @@ function stderrStart(folder: RunFolder): number {
 function spawned(child: ChildProcess): Promise<number> {
   return new Promise((resolve, reject) => {
     child.once("spawn", () => resolve(child.pid ?? 0));
-    child.once("error", (cause) => reject(new AppError("training_failed", `The trainer could not be started: ${cause.message}`, { cause })));
+    child.once("error", (cause) =>
+      reject(new AppError("training_failed", `The trainer could not be started: ${cause.message}`, { cause })),
+    );
   });
 }
 

@@ -24,7 +24,9 @@ export function isAlive(identity: ProcessIdentity): boolean {
 /** This process as the owner of leases. */
 export function thisOwner(): string {
   const identity = identifyProcess(process.pid);
-  return identity === null ? `${hostname()}|${process.pid}|${Date.now()}` : `${identity.where}|${identity.pid}|${identity.start}`;
+  return identity === null
+    ? `${hostname()}|${process.pid}|${Date.now()}`
+    : `${identity.where}|${identity.pid}|${identity.start}`;
 }
 
 /** True only when the owner was a process of this machine, since this boot, and is gone: it will never write again. */
@@ -55,7 +57,12 @@ function linuxStart(pid: number): string | null {
 
 function psStart(pid: number): string | null {
   try {
-    const [state, ...start] = execFileSync("ps", ["-o", "state=,lstart=", "-p", String(pid)], { encoding: "utf8", env: { LC_ALL: "C", PATH: "/usr/bin:/bin" } }).trim().split(/\s+/);
+    const [state, ...start] = execFileSync("ps", ["-o", "state=,lstart=", "-p", String(pid)], {
+      encoding: "utf8",
+      env: { LC_ALL: "C", PATH: "/usr/bin:/bin" },
+    })
+      .trim()
+      .split(/\s+/);
     return state === undefined || state.startsWith("Z") ? null : start.join(" ");
   } catch {
     return null;

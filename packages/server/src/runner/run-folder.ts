@@ -29,9 +29,16 @@ export interface RunFolder {
 }
 
 export function runFolder(runsFolder: string, runId: string): RunFolder {
-  if (!/^[A-Za-z0-9_-]{1,128}$/.test(runId)) throw new AppError("internal_error", `"${runId.slice(0, 140)}" is not a run id.`);
+  if (!/^[A-Za-z0-9_-]{1,128}$/.test(runId))
+    throw new AppError("internal_error", `"${runId.slice(0, 140)}" is not a run id.`);
   const path = join(runsFolder, runId);
-  return { path, spec: join(path, "spec.json"), events: join(path, "events.jsonl"), pid: join(path, "pid.json"), stderr: join(path, "stderr.log") };
+  return {
+    path,
+    spec: join(path, "spec.json"),
+    events: join(path, "events.jsonl"),
+    pid: join(path, "pid.json"),
+    stderr: join(path, "stderr.log"),
+  };
 }
 
 /** Whole or not at all, and on disk when this returns. */

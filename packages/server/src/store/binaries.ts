@@ -19,13 +19,18 @@ export interface Binaries {
 /** `copyTo` is a folder the account can reach; it is used only when the package's own folder is out of its reach. */
 export async function findBinaries(account: Account | null, copyTo: string): Promise<Binaries> {
   const packageFolder = locatePackage();
-  const version = (JSON.parse(await readFile(join(packageFolder, "package.json"), "utf8")) as { version: string }).version;
+  const version = (JSON.parse(await readFile(join(packageFolder, "package.json"), "utf8")) as { version: string })
+    .version;
   let native = join(packageFolder, "native");
   const linked = await makeLinks(packageFolder, native);
   if (!linked || (account !== null && !canReach(join(native, "bin", "postgres"), account))) {
     native = await copyNative(packageFolder, join(copyTo, `programs-${version}`));
   }
-  return { initdb: join(native, "bin", "initdb"), postgres: join(native, "bin", "postgres"), major: version.split(".")[0] ?? "" };
+  return {
+    initdb: join(native, "bin", "initdb"),
+    postgres: join(native, "bin", "postgres"),
+    major: version.split(".")[0] ?? "",
+  };
 }
 
 function locatePackage(): string {

@@ -13,7 +13,9 @@ export const superuser = "fettle";
 const environment = { PATH: "/usr/bin:/bin", LC_ALL: "C", TZ: "UTC" };
 
 /** The account's ids for spawn; empty when the database runs as we do. */
-export const asAccount = (account: Account | null): { uid?: number; gid?: number; env: typeof environment; cwd: string } => ({
+export const asAccount = (
+  account: Account | null,
+): { uid?: number; gid?: number; env: typeof environment; cwd: string } => ({
   ...(account === null ? {} : { uid: account.uid, gid: account.gid }),
   env: environment,
   cwd: "/",
@@ -58,9 +60,29 @@ function removeAbandoned(place: Place): void {
   }
 }
 
-async function runInitdb(input: { binaries: Binaries; account: Account | null; making: string; secret: string }): Promise<void> {
-  const args = ["-D", input.making, "-U", superuser, "-A", "scram-sha-256", `--pwfile=${input.secret}`, "-E", "UTF8", "--locale=C", "--no-instructions"];
-  const child = spawn(input.binaries.initdb, args, { ...asAccount(input.account), stdio: ["ignore", "ignore", "pipe"] });
+async function runInitdb(input: {
+  binaries: Binaries;
+  account: Account | null;
+  making: string;
+  secret: string;
+}): Promise<void> {
+  const args = [
+    "-D",
+    input.making,
+    "-U",
+    superuser,
+    "-A",
+    "scram-sha-256",
+    `--pwfile=${input.secret}`,
+    "-E",
+    "UTF8",
+    "--locale=C",
+    "--no-instructions",
+  ];
+  const child = spawn(input.binaries.initdb, args, {
+    ...asAccount(input.account),
+    stdio: ["ignore", "ignore", "pipe"],
+  });
   let stderr = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => {
     stderr = (stderr + text).slice(-4000);
@@ -68,7 +90,10 @@ async function runInitdb(input: { binaries: Binaries; account: Account | null; m
   const code = await new Promise<number | null>((resolve, reject) => child.on("error", reject).on("close", resolve));
   if (code === 0) return;
   const full = /No space left/.test(stderr);
-  throw new AppError(full ? "disk_full" : "database_unavailable", `initdb could not make the database in ${input.making}: ${stderr.trim() || `exit ${code}`}`);
+  throw new AppError(
+    full ? "disk_full" : "database_unavailable",
+    `initdb could not make the database in ${input.making}: ${stderr.trim() || `exit ${code}`}`,
+  );
 }
 
 export interface Postmaster {

@@ -24,18 +24,39 @@ export const columnTypes: pg.CustomTypesConfig = {
     oid === int8 ? Number : pg.types.getTypeParser(oid, format as "text")) as pg.CustomTypesConfig["getTypeParser"],
 };
 
-const connectionLost = new Set(["ECONNREFUSED", "ECONNRESET", "EPIPE", "ETIMEDOUT", "ENOTFOUND", "57P01", "57P02", "57P03", "53300"]);
+const connectionLost = new Set([
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EPIPE",
+  "ETIMEDOUT",
+  "ENOTFOUND",
+  "57P01",
+  "57P02",
+  "57P03",
+  "53300",
+]);
 
 /** Lost connections are `database_unavailable`, no space is `disk_full`; anything else stays as it was. */
 export function asAppError(error: unknown): unknown {
   if (!(error instanceof Error) || error instanceof AppError) return error;
   const code = "code" in error && typeof error.code === "string" ? error.code : "";
   if (code === "53100") {
-    return new AppError("disk_full", `The database could not write: ${error.message}. Free space on its disk and try again.`, { cause: error });
+    return new AppError(
+      "disk_full",
+      `The database could not write: ${error.message}. Free space on its disk and try again.`,
+      { cause: error },
+    );
   }
-  const lost = connectionLost.has(code) || code.startsWith("08") || /Connection terminated|timeout exceeded when trying to connect|the database system is/i.test(error.message);
+  const lost =
+    connectionLost.has(code) ||
+    code.startsWith("08") ||
+    /Connection terminated|timeout exceeded when trying to connect|the database system is/i.test(error.message);
   if (!lost) return error;
-  return new AppError("database_unavailable", `PostgreSQL did not answer (${error.message || code}). Try again in a moment.`, { cause: error });
+  return new AppError(
+    "database_unavailable",
+    `PostgreSQL did not answer (${error.message || code}). Try again in a moment.`,
+    { cause: error },
+  );
 }
 
 function sqlOn(client: pg.Pool | pg.PoolClient): Sql {

@@ -59,7 +59,10 @@ export function fileStore(database: Database): FileStore {
   return {
     create: (file) => insertFile(database, file),
     async get(projectId, id) {
-      const [row] = await database.rows<FileRow>("select * from fettle.files where project_id = $1 and id = $2 and deleted_at is null", [projectId, id]);
+      const [row] = await database.rows<FileRow>(
+        "select * from fettle.files where project_id = $1 and id = $2 and deleted_at is null",
+        [projectId, id],
+      );
       return row ? record(row) : null;
     },
     list(projectId, page) {
@@ -67,32 +70,56 @@ export function fileStore(database: Database): FileStore {
       const where = byPurpose ? "deleted_at is null and purpose = $2" : "deleted_at is null";
       return readPage<FileRow, FileRecord>(
         database,
-        { table: "fettle.files", scope: "project_id = $1", where, values: byPurpose ? [projectId, page.purpose] : [projectId], record },
+        {
+          table: "fettle.files",
+          scope: "project_id = $1",
+          where,
+          values: byPurpose ? [projectId, page.purpose] : [projectId],
+          record,
+        },
         page,
       );
     },
     async setProcessed(projectId, id, outcome) {
-      await database.run("update fettle.files set status = $3, status_details = $4, report = $5 where project_id = $1 and id = $2", [
-        projectId,
-        id,
-        outcome.status,
-        outcome.statusDetails && cleanText(outcome.statusDetails),
-        toJson(outcome.report),
-      ]);
+      await database.run(
+        "update fettle.files set status = $3, status_details = $4, report = $5 where project_id = $1 and id = $2",
+        [
+          projectId,
+          id,
+          outcome.status,
+          outcome.statusDetails && cleanText(outcome.statusDetails),
+          toJson(outcome.report),
+        ],
+      );
     },
     delete: (projectId, id, at) => database.transaction((sql) => deleteFile(sql, { projectId, id, at })),
     async listUnprocessed() {
-      return (await database.rows<FileRow>("select * from fettle.files where status = 'uploaded' and deleted_at is null order by position")).map(record);
+      return (
+        await database.rows<FileRow>(
+          "select * from fettle.files where status = 'uploaded' and deleted_at is null order by position",
+        )
+      ).map(record);
     },
     async listExpired(now) {
-      return (await database.rows<FileRow>("select * from fettle.files where expires_at <= $1 and deleted_at is null order by expires_at limit 1000", [now])).map(record);
+      return (
+        await database.rows<FileRow>(
+          "select * from fettle.files where expires_at <= $1 and deleted_at is null order by expires_at limit 1000",
+          [now],
+        )
+      ).map(record);
     },
   };
 }
 
 /** The row lock meets the one of RunStore.create: either the run sees the deletion, or the deletion sees the run. */
-async function deleteFile(sql: Sql, file: { projectId: string; id: string; at: number }): Promise<"deleted" | "not_found" | "in_use"> {
-  const found = await sql.rows("select 1 from fettle.files where project_id = $1 and id = $2 and deleted_at is null for update", [file.projectId, file.id]);
+async function deleteFile(
+  sql: Sql,
+  file: { projectId: string; id: string; at: number },
+): Promise<"deleted" | "not_found" | "in_use"> {
+  const found = await sql.rows(
+    "select 1 from fettle.files where project_id = $1 and id = $2 and deleted_at is null for update",
+    [file.projectId, file.id],
+  );
   if (found.length === 0) return "not_found";
   const readers = await sql.rows(
     `select 1 from fettle.runs where project_id = $1 and (training_file = $2 or validation_file = $2)

@@ -22,7 +22,10 @@ export function idempotencyStore(database: Database): IdempotencyStore {
         [projectId, cleanText(key), bodyHash, now, now - abandonedAfterMs],
       );
       if (claimed > 0) return { state: "new" };
-      const [row] = await database.rows<ClaimRow>("select body_hash, created_at, status, body from fettle.idempotency where project_id = $1 and key = $2", [projectId, cleanText(key)]);
+      const [row] = await database.rows<ClaimRow>(
+        "select body_hash, created_at, status, body from fettle.idempotency where project_id = $1 and key = $2",
+        [projectId, cleanText(key)],
+      );
       // Forgotten between the two statements: the first request failed just now, its client may try again.
       if (!row) return { state: "busy" };
       if (row.body_hash !== bodyHash) return { state: "mismatch" };
@@ -30,10 +33,18 @@ export function idempotencyStore(database: Database): IdempotencyStore {
       return { state: "replay", status: row.status, body: row.body };
     },
     async finish(projectId, key, answer) {
-      await database.run("update fettle.idempotency set status = $3, body = $4 where project_id = $1 and key = $2", [projectId, cleanText(key), answer.status, cleanText(answer.body)]);
+      await database.run("update fettle.idempotency set status = $3, body = $4 where project_id = $1 and key = $2", [
+        projectId,
+        cleanText(key),
+        answer.status,
+        cleanText(answer.body),
+      ]);
     },
     async forget(projectId, key) {
-      await database.run("delete from fettle.idempotency where project_id = $1 and key = $2 and status is null", [projectId, cleanText(key)]);
+      await database.run("delete from fettle.idempotency where project_id = $1 and key = $2 and status is null", [
+        projectId,
+        cleanText(key),
+      ]);
     },
     expire: (before) => database.run("delete from fettle.idempotency where created_at < $1", [before]),
   };

@@ -32,7 +32,18 @@ export function keyStore(database: Database): KeyStore {
       await database.run(
         `insert into fettle.api_keys (id, project_id, name, role, hint, secret_hash, created_at, expires_at, revoked_at, last_used_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-        [key.id, key.projectId, cleanText(key.name), key.role, key.hint, secretHash, key.createdAt, key.expiresAt, key.revokedAt, key.lastUsedAt],
+        [
+          key.id,
+          key.projectId,
+          cleanText(key.name),
+          key.role,
+          key.hint,
+          secretHash,
+          key.createdAt,
+          key.expiresAt,
+          key.revokedAt,
+          key.lastUsedAt,
+        ],
       );
     },
     async findByHash(secretHash) {
@@ -40,14 +51,25 @@ export function keyStore(database: Database): KeyStore {
       return row ? record(row) : null;
     },
     async list(projectId) {
-      const rows = await database.rows<KeyRow>("select * from fettle.api_keys where project_id = $1 order by created_at, id", [projectId]);
+      const rows = await database.rows<KeyRow>(
+        "select * from fettle.api_keys where project_id = $1 order by created_at, id",
+        [projectId],
+      );
       return rows.map(record);
     },
     async revoke(projectId, id, at) {
-      return (await database.run("update fettle.api_keys set revoked_at = $3 where project_id = $1 and id = $2 and revoked_at is null", [projectId, id, at])) > 0;
+      return (
+        (await database.run(
+          "update fettle.api_keys set revoked_at = $3 where project_id = $1 and id = $2 and revoked_at is null",
+          [projectId, id, at],
+        )) > 0
+      );
     },
     async touch(id, at) {
-      await database.run("update fettle.api_keys set last_used_at = greatest(last_used_at, $2) where id = $1", [id, at]);
+      await database.run("update fettle.api_keys set last_used_at = greatest(last_used_at, $2) where id = $1", [
+        id,
+        at,
+      ]);
     },
     async count() {
       const [row] = await database.rows<{ n: number }>("select count(*) as n from fettle.api_keys");

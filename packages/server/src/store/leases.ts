@@ -44,9 +44,8 @@ export async function renewLease(sql: Sql, lease: Lease, ttlMs: number): Promise
 
 /** The token stays: whoever comes next gets a higher one, and what the old owner still writes is refused. */
 export async function releaseLease(sql: Sql, lease: Lease): Promise<void> {
-  await sql.run("update fettle.runs set lease_owner = null, lease_expires_at = null where id = $1 and lease_owner = $2 and lease_token = $3", [
-    lease.runId,
-    lease.owner,
-    lease.token,
-  ]);
+  await sql.run(
+    "update fettle.runs set lease_owner = null, lease_expires_at = null where id = $1 and lease_owner = $2 and lease_token = $3",
+    [lease.runId, lease.owner, lease.token],
+  );
 }

@@ -32,7 +32,11 @@ export async function readMigrations(): Promise<Migration[]> {
  * schema was made by a newer Fettle.
  */
 export async function migrate(url: string): Promise<string[]> {
-  const client = new pg.Client({ connectionString: url, application_name: "fettle-migrate", connectionTimeoutMillis: 10_000 });
+  const client = new pg.Client({
+    connectionString: url,
+    application_name: "fettle-migrate",
+    connectionTimeoutMillis: 10_000,
+  });
   client.on("error", () => undefined);
   try {
     await client.connect();
@@ -47,15 +51,26 @@ export async function migrate(url: string): Promise<string[]> {
 }
 
 async function refuseOldServer(client: pg.Client): Promise<void> {
-  const version = Number((await client.query<{ v: string }>("select current_setting('server_version_num') as v")).rows[0]?.v);
+  const version = Number(
+    (await client.query<{ v: string }>("select current_setting('server_version_num') as v")).rows[0]?.v,
+  );
   if (version >= 150_000) return;
-  throw new AppError("config_invalid", `The server at DATABASE_URL is PostgreSQL ${Math.floor(version / 10_000)}; Fettle needs 15 or newer.`);
+  throw new AppError(
+    "config_invalid",
+    `The server at DATABASE_URL is PostgreSQL ${Math.floor(version / 10_000)}; Fettle needs 15 or newer.`,
+  );
 }
 
 async function applyMissing(client: pg.Client): Promise<string[]> {
   await client.query("create schema if not exists fettle");
-  await client.query("create table if not exists fettle.migrations (name text primary key, sha256 text not null, applied_at timestamptz not null default now())");
-  const applied = new Map((await client.query<{ name: string; sha256: string }>("select name, sha256 from fettle.migrations")).rows.map((row) => [row.name, row.sha256]));
+  await client.query(
+    "create table if not exists fettle.migrations (name text primary key, sha256 text not null, applied_at timestamptz not null default now())",
+  );
+  const applied = new Map(
+    (await client.query<{ name: string; sha256: string }>("select name, sha256 from fettle.migrations")).rows.map(
+      (row) => [row.name, row.sha256],
+    ),
+  );
   const migrations = await readMigrations();
   refuseForeignHistory(applied, migrations);
   const missing = migrations.filter((migration) => !applied.has(migration.name));
@@ -69,7 +84,10 @@ function refuseForeignHistory(applied: Map<string, string>, migrations: Migratio
     const here = known.get(name);
     if (here === sha256) continue;
     const what = here === undefined ? "is not known to this program" : "has another content than this program's";
-    throw new AppError("config_invalid", `The database was changed by another version of Fettle: its migration ${name} ${what}. Start that version, or point DATABASE_URL or FETTLE_HOME at another database.`);
+    throw new AppError(
+      "config_invalid",
+      `The database was changed by another version of Fettle: its migration ${name} ${what}. Start that version, or point DATABASE_URL or FETTLE_HOME at another database.`,
+    );
   }
 }
 
@@ -77,7 +95,10 @@ async function applyOne(client: pg.Client, migration: Migration): Promise<void> 
   await client.query("begin");
   try {
     await client.query(migration.sql);
-    await client.query("insert into fettle.migrations (name, sha256) values ($1, $2)", [migration.name, migration.sha256]);
+    await client.query("insert into fettle.migrations (name, sha256) values ($1, $2)", [
+      migration.name,
+      migration.sha256,
+    ]);
     await client.query("commit");
   } catch (error) {
     await client.query("rollback").catch(() => undefined);

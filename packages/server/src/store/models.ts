@@ -70,14 +70,23 @@ export async function insertModel(sql: Sql, model: ModelRecord): Promise<void> {
 export function modelStore(database: Database): ModelStore {
   return {
     async get(projectId, name) {
-      const [row] = await database.rows<ModelRow>("select * from fettle.models where project_id = $1 and name = $2", [projectId, name]);
+      const [row] = await database.rows<ModelRow>("select * from fettle.models where project_id = $1 and name = $2", [
+        projectId,
+        name,
+      ]);
       return row ? record(row) : null;
     },
     async list(projectId) {
-      return (await database.rows<ModelRow>("select * from fettle.models where project_id = $1 order by position", [projectId])).map(record);
+      return (
+        await database.rows<ModelRow>("select * from fettle.models where project_id = $1 order by position", [
+          projectId,
+        ])
+      ).map(record);
     },
     async delete(projectId, name) {
-      return (await database.run("delete from fettle.models where project_id = $1 and name = $2", [projectId, name])) > 0;
+      return (
+        (await database.run("delete from fettle.models where project_id = $1 and name = $2", [projectId, name])) > 0
+      );
     },
     async checkpoint(projectId, modelName) {
       const [row] = await database.rows<CheckpointRow>(

@@ -1,6 +1,18 @@
 /** Chooses and prepares the folder of the embedded database. */
 import { randomBytes } from "node:crypto";
-import { chmodSync, existsSync, linkSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { AppError } from "../domain/error.js";
 import { type Account, blockedAt } from "./account.js";
@@ -23,7 +35,12 @@ export function preparePlace(home: string, account: Account | null): Place {
   if (!existsSync(link)) makeFolder(realpathSync(home), link, account);
   const folder = realpathSync(link);
   if (account !== null) openWay(realpathSync(home), folder, account);
-  return { folder, data: join(folder, "data"), log: join(folder, "postmaster.log"), password: readOrMakePassword(join(folder, "password")) };
+  return {
+    folder,
+    data: join(folder, "data"),
+    log: join(folder, "postmaster.log"),
+    password: readOrMakePassword(join(folder, "password")),
+  };
 }
 
 function makeFolder(home: string, link: string, account: Account | null): void {

@@ -11,7 +11,15 @@ import pg from "pg";
 import { AppError } from "../domain/error.js";
 import { type Account, databaseAccount } from "./account.js";
 import { type Binaries, findBinaries } from "./binaries.js";
-import { asAccount, ensureCluster, livePostmaster, type Postmaster, processExists, removeStalePidFile, superuser } from "./cluster.js";
+import {
+  asAccount,
+  ensureCluster,
+  livePostmaster,
+  type Postmaster,
+  processExists,
+  removeStalePidFile,
+  superuser,
+} from "./cluster.js";
 import { type Place, preparePlace } from "./place.js";
 
 export interface EmbeddedPostgres {
@@ -46,9 +54,16 @@ export async function startPostgres(options: PostgresOptions): Promise<EmbeddedP
   const place = preparePlace(options.home, account);
   const binaries = await findBinaries(account, place.folder);
   await ensureCluster(place, binaries, account);
-  const launch = { place, binaries, account, durable: options.durable ?? true, deadline: Date.now() + (options.startTimeoutMs ?? 120_000) };
+  const launch = {
+    place,
+    binaries,
+    account,
+    durable: options.durable ?? true,
+    deadline: Date.now() + (options.startTimeoutMs ?? 120_000),
+  };
   const { postmaster, adopted } = await adoptOrStart(launch);
-  const url = (database: string): string => `postgres://${superuser}:${place.password}@127.0.0.1:${postmaster.port}/${database}`;
+  const url = (database: string): string =>
+    `postgres://${superuser}:${place.password}@127.0.0.1:${postmaster.port}/${database}`;
   await ensureDatabase(url("postgres"), "fettle");
   return { url: url("fettle"), pid: postmaster.pid, adopted, stop: () => stopPostmaster(postmaster.pid) };
 }
@@ -75,7 +90,11 @@ async function launchPostmaster(launch: Launch, port: number): Promise<Postmaste
   shortenLog(launch.place.log);
   const log = openSync(launch.place.log, "a", 0o600);
   const args = ["-D", launch.place.data, "-p", String(port), ...settings(launch.durable)];
-  const child = spawn(launch.binaries.postgres, args, { ...asAccount(launch.account), detached: true, stdio: ["ignore", log, log] });
+  const child = spawn(launch.binaries.postgres, args, {
+    ...asAccount(launch.account),
+    detached: true,
+    stdio: ["ignore", log, log],
+  });
   closeSync(log);
   let ended = false;
   child.on("exit", () => {
@@ -98,6 +117,8 @@ function settings(durable: boolean): string[] {
     timezone: "UTC",
     log_min_messages: "warning",
     log_line_prefix: "%m [%p] ",
+    // After a crash: one sync of the file system instead of one of each of a thousand files, seconds less.
+    ...(process.platform === "linux" ? { recovery_init_sync_method: "syncfs" } : {}),
     ...(durable ? {} : { fsync: "off", full_page_writes: "off" }),
   };
   return Object.entries(values).flatMap(([name, value]) => ["-c", `${name}=${value}`]);

@@ -28,14 +28,17 @@ const record = (row: EventRow): RunEvent => ({
 /** Appends what is not there yet. The caller holds the lock of the run's row (or has just inserted it). */
 export async function appendEvents(sql: Sql, runId: string, events: readonly NewRunEvent[]): Promise<void> {
   if (events.length === 0) return;
-  const known = await sql.rows<{ key: string }>("select key from fettle.run_events where run_id = $1 and key = any($2)", [runId, events.map((event) => event.key)]);
+  const known = await sql.rows<{ key: string }>(
+    "select key from fettle.run_events where run_id = $1 and key = any($2)",
+    [runId, events.map((event) => event.key)],
+  );
   const seen = new Set(known.map((row) => row.key));
   const fresh = events.filter((event) => !seen.has(event.key) && seen.add(event.key));
   if (fresh.length === 0) return;
-  const [counter] = await sql.rows<{ last_seq: number }>("update fettle.runs set last_seq = last_seq + $2, updated_at = clock_timestamp() where id = $1 returning last_seq", [
-    runId,
-    fresh.length,
-  ]);
+  const [counter] = await sql.rows<{ last_seq: number }>(
+    "update fettle.runs set last_seq = last_seq + $2, updated_at = clock_timestamp() where id = $1 returning last_seq",
+    [runId, fresh.length],
+  );
   const first = (counter?.last_seq ?? fresh.length) - fresh.length + 1;
   await sql.run(
     `insert into fettle.run_events (run_id, seq, id, key, created_at, level, type, message, data)

@@ -58,7 +58,12 @@ class Feed {
   }
 
   private async connect(): Promise<void> {
-    const client = new pg.Client({ connectionString: this.url, application_name: "fettle-feed", keepAlive: true, connectionTimeoutMillis: 10_000 });
+    const client = new pg.Client({
+      connectionString: this.url,
+      application_name: "fettle-feed",
+      keepAlive: true,
+      connectionTimeoutMillis: 10_000,
+    });
     client.on("error", () => this.lose(client));
     client.on("end", () => this.lose(client));
     client.on("notification", (note) => this.tell(note.payload ?? ""));
@@ -66,9 +71,10 @@ class Feed {
       await client.connect();
       await client.query("listen fettle_runs");
       const deafMs = performance.now() - (this.deafSince ?? performance.now());
-      const missed = await client.query<{ id: string }>("select id from fettle.runs where updated_at > clock_timestamp() - $1 * interval '1 millisecond'", [
-        deafMs + lossNoticedWithinMs,
-      ]);
+      const missed = await client.query<{ id: string }>(
+        "select id from fettle.runs where updated_at > clock_timestamp() - $1 * interval '1 millisecond'",
+        [deafMs + lossNoticedWithinMs],
+      );
       if (this.closed) throw new Error("closed while connecting");
       this.client = client;
       this.deafSince = null;

@@ -24,17 +24,27 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
   return {
     create: (run, events) => database.transaction((sql) => createRun(sql, run, events)),
     async get(projectId, id) {
-      const [row] = await database.rows<RunRow>("select record from fettle.runs where project_id = $1 and id = $2", [projectId, id]);
+      const [row] = await database.rows<RunRow>("select record from fettle.runs where project_id = $1 and id = $2", [
+        projectId,
+        id,
+      ]);
       return row?.record ?? null;
     },
     list: (projectId, page) => listRuns(database, projectId, page),
     async withStatus(statuses) {
-      return (await database.rows<RunRow>("select record from fettle.runs where status = any($1) order by position", [statuses])).map((row) => row.record);
+      return (
+        await database.rows<RunRow>("select record from fettle.runs where status = any($1) order by position", [
+          statuses,
+        ])
+      ).map((row) => row.record);
     },
     update: (id, change, lease) => database.transaction((sql) => updateRun(sql, { id, change, lease })),
     ingest: (lease, input) => database.transaction((sql) => ingest(sql, lease, input)),
     async offset(id) {
-      const [row] = await database.rows<{ events_offset: number }>("select events_offset from fettle.runs where id = $1", [id]);
+      const [row] = await database.rows<{ events_offset: number }>(
+        "select events_offset from fettle.runs where id = $1",
+        [id],
+      );
       return row?.events_offset ?? 0;
     },
     acquire: (id, owner, ttlMs, isDead) => acquireLease(database, { id, owner, ttlMs, isDead }),
@@ -47,9 +57,16 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
 }
 
 /** The share lock keeps a file from being deleted between the check and the insert. */
-async function createRun(sql: Sql, run: Run, events: Parameters<RunStore["create"]>[1]): Promise<"created" | "file_gone"> {
+async function createRun(
+  sql: Sql,
+  run: Run,
+  events: Parameters<RunStore["create"]>[1],
+): Promise<"created" | "file_gone"> {
   const files = [...new Set([run.trainingFile, ...(run.validationFile === null ? [] : [run.validationFile])])];
-  const present = await sql.rows("select 1 from fettle.files where project_id = $1 and id = any($2) and deleted_at is null for share", [run.projectId, files]);
+  const present = await sql.rows(
+    "select 1 from fettle.files where project_id = $1 and id = any($2) and deleted_at is null for share",
+    [run.projectId, files],
+  );
   if (present.length < files.length) return "file_gone";
   await sql.run("insert into fettle.runs (id, record) values ($1, $2)", [run.id, toJson(run)]);
   await appendEvents(sql, run.id, events);
@@ -57,14 +74,30 @@ async function createRun(sql: Sql, run: Run, events: Parameters<RunStore["create
   return "created";
 }
 
-async function listRuns(sql: Sql, projectId: string, page: PageRequest & { metadata?: Record<string, string> | undefined }): Promise<Page<Run>> {
+async function listRuns(
+  sql: Sql,
+  projectId: string,
+  page: PageRequest & { metadata?: Record<string, string> | undefined },
+): Promise<Page<Run>> {
   const byMetadata = page.metadata !== undefined && Object.keys(page.metadata).length > 0;
-  const listing = { table: "fettle.runs", scope: "project_id = $1", values: [projectId], record: (row: RunRow) => row.record };
+  const listing = {
+    table: "fettle.runs",
+    scope: "project_id = $1",
+    values: [projectId],
+    record: (row: RunRow) => row.record,
+  };
   if (!byMetadata) return readPage(sql, listing, page);
-  return readPage(sql, { ...listing, where: "record -> 'metadata' @> $2::jsonb", values: [projectId, toJson(page.metadata) ?? "{}"] }, page);
+  return readPage(
+    sql,
+    { ...listing, where: "record -> 'metadata' @> $2::jsonb", values: [projectId, toJson(page.metadata) ?? "{}"] },
+    page,
+  );
 }
 
-async function updateRun(sql: Sql, input: { id: string; change: Change; lease: Lease | undefined }): Promise<Run | null> {
+async function updateRun(
+  sql: Sql,
+  input: { id: string; change: Change; lease: Lease | undefined },
+): Promise<Run | null> {
   const row = await lockRun(sql, input.id, input.lease);
   if (row === null) return null;
   const changed = input.change(row.record);
@@ -80,26 +113,41 @@ async function ingest(sql: Sql, lease: Lease, input: Ingest): Promise<void> {
   if (row === null) throw new StaleLease(`Run ${lease.runId} is gone.`);
   await appendEvents(sql, lease.runId, input.events);
   for (const checkpoint of input.checkpoints) await insertCheckpoint(sql, checkpoint);
-  if (input.goneCheckpoints?.length) await sql.run("delete from fettle.checkpoints where run_id = $1 and step = any($2)", [lease.runId, input.goneCheckpoints]);
+  if (input.goneCheckpoints?.length)
+    await sql.run("delete from fettle.checkpoints where run_id = $1 and step = any($2)", [
+      lease.runId,
+      input.goneCheckpoints,
+    ]);
   if (input.model) await insertModel(sql, input.model);
   if (input.file) await insertFile(sql, input.file);
-  await sql.run("update fettle.runs set events_offset = greatest(events_offset, $2) where id = $1", [lease.runId, input.offset]);
+  await sql.run("update fettle.runs set events_offset = greatest(events_offset, $2) where id = $1", [
+    lease.runId,
+    input.offset,
+  ]);
   if (input.change) await writeRun(sql, input.change(row.record));
   await tell(sql, lease.runId);
 }
 
 /** Locks the run's row until the transaction ends. With a lease, only for its present owner. */
 async function lockRun(sql: Sql, id: string, lease: Lease | undefined): Promise<LockedRow | null> {
-  const [row] = await sql.rows<LockedRow>("select record, lease_owner, lease_token from fettle.runs where id = $1 for update", [id]);
+  const [row] = await sql.rows<LockedRow>(
+    "select record, lease_owner, lease_token from fettle.runs where id = $1 for update",
+    [id],
+  );
   if (row === undefined) return null;
   if (lease !== undefined && (row.lease_owner !== lease.owner || row.lease_token !== lease.token)) {
-    throw new StaleLease(`The lease ${lease.token} of ${lease.owner} on run ${id} is stale: ${row.lease_owner ?? "nobody"} holds lease ${row.lease_token}.`);
+    throw new StaleLease(
+      `The lease ${lease.token} of ${lease.owner} on run ${id} is stale: ${row.lease_owner ?? "nobody"} holds lease ${row.lease_token}.`,
+    );
   }
   return row;
 }
 
 async function writeRun(sql: Sql, run: Run): Promise<void> {
-  await sql.run("update fettle.runs set record = $2, updated_at = clock_timestamp() where id = $1", [run.id, toJson(run)]);
+  await sql.run("update fettle.runs set record = $2, updated_at = clock_timestamp() where id = $1", [
+    run.id,
+    toJson(run),
+  ]);
 }
 
 /** Delivered when the transaction commits, to every listening process. */
@@ -111,13 +159,28 @@ async function insertCheckpoint(sql: Sql, checkpoint: CheckpointRecord): Promise
   await sql.run(
     `insert into fettle.checkpoints (id, run_id, step, model_name, path, metrics, created_at)
      values ($1, $2, $3, $4, $5, $6, $7) on conflict (run_id, step) do nothing`,
-    [checkpoint.id, checkpoint.runId, checkpoint.step, checkpoint.modelName, checkpoint.path, toJson(checkpoint.metrics), checkpoint.createdAt],
+    [
+      checkpoint.id,
+      checkpoint.runId,
+      checkpoint.step,
+      checkpoint.modelName,
+      checkpoint.path,
+      toJson(checkpoint.metrics),
+      checkpoint.createdAt,
+    ],
   );
 }
 
 /** Newest step first, as OpenAI lists them. */
-async function listCheckpoints(sql: Sql, input: { projectId: string; id: string; page: PageRequest }): Promise<Page<CheckpointRecord>> {
+async function listCheckpoints(
+  sql: Sql,
+  input: { projectId: string; id: string; page: PageRequest },
+): Promise<Page<CheckpointRecord>> {
   const table = `(select checkpoints.*, checkpoints.step as position, runs.project_id from fettle.checkpoints checkpoints
     join fettle.runs runs on runs.id = checkpoints.run_id) as listed`;
-  return readPage<CheckpointRow, CheckpointRecord>(sql, { table, scope: "project_id = $1 and run_id = $2", values: [input.projectId, input.id], record: checkpointRecord }, input.page);
+  return readPage<CheckpointRow, CheckpointRecord>(
+    sql,
+    { table, scope: "project_id = $1 and run_id = $2", values: [input.projectId, input.id], record: checkpointRecord },
+    input.page,
+  );
 }

@@ -33,7 +33,12 @@ const record = (row: UploadRow): UploadRecord => ({
   expiresAt: row.expires_at,
   fileId: row.file_id,
 });
-const partRecord = (row: PartRow): UploadPartRecord => ({ id: row.id, uploadId: row.upload_id, bytes: row.bytes, createdAt: row.created_at });
+const partRecord = (row: PartRow): UploadPartRecord => ({
+  id: row.id,
+  uploadId: row.upload_id,
+  bytes: row.bytes,
+  createdAt: row.created_at,
+});
 
 /** Uploads in parts. Only a pending upload changes; anything else is a `conflict`. */
 export function uploadStore(database: Database): UploadStore {
@@ -57,7 +62,10 @@ export function uploadStore(database: Database): UploadStore {
       );
     },
     async get(projectId, id) {
-      const [row] = await database.rows<UploadRow>("select * from fettle.uploads where project_id = $1 and id = $2", [projectId, id]);
+      const [row] = await database.rows<UploadRow>("select * from fettle.uploads where project_id = $1 and id = $2", [
+        projectId,
+        id,
+      ]);
       return row ? record(row) : null;
     },
     async addPart(projectId, part) {
@@ -77,17 +85,31 @@ export function uploadStore(database: Database): UploadStore {
       return rows.map(partRecord);
     },
     async setStatus(projectId, id, status, fileId) {
-      const changed = await database.run("update fettle.uploads set status = $3, file_id = $4 where project_id = $1 and id = $2 and status = 'pending'", [projectId, id, status, fileId]);
+      const changed = await database.run(
+        "update fettle.uploads set status = $3, file_id = $4 where project_id = $1 and id = $2 and status = 'pending'",
+        [projectId, id, status, fileId],
+      );
       if (changed === 0) throw await notPending(database, projectId, id);
     },
     async listExpired(now) {
-      return (await database.rows<UploadRow>("select * from fettle.uploads where status = 'pending' and expires_at <= $1 order by expires_at limit 1000", [now])).map(record);
+      return (
+        await database.rows<UploadRow>(
+          "select * from fettle.uploads where status = 'pending' and expires_at <= $1 order by expires_at limit 1000",
+          [now],
+        )
+      ).map(record);
     },
   };
 }
 
 async function notPending(sql: Sql, projectId: string, id: string): Promise<AppError> {
-  const [row] = await sql.rows<{ status: string }>("select status from fettle.uploads where project_id = $1 and id = $2", [projectId, id]);
+  const [row] = await sql.rows<{ status: string }>(
+    "select status from fettle.uploads where project_id = $1 and id = $2",
+    [projectId, id],
+  );
   if (!row) return new AppError("not_found", `No upload ${id} in this project.`);
-  return new AppError("conflict", `Upload ${id} is ${row.status}; only a pending upload takes parts or can be completed or cancelled. Make a new upload.`);
+  return new AppError(
+    "conflict",
+    `Upload ${id} is ${row.status}; only a pending upload takes parts or can be completed or cancelled. Make a new upload.`,
+  );
 }

@@ -17,7 +17,11 @@ let folder: string;
 let blobs: Blobs;
 let background: StartedBackground | null = null;
 const errors: string[] = [];
-const clock: Clock = { now: () => Date.now(), every: () => () => undefined, sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)) };
+const clock: Clock = {
+  now: () => Date.now(),
+  every: () => () => undefined,
+  sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
+};
 const log: Log = { info: () => undefined, warn: () => undefined, error: (_, message) => errors.push(message) };
 
 beforeEach(async () => {
@@ -35,17 +39,35 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-function start(processFile: BackgroundOptions["processFile"], change: Partial<BackgroundOptions> = {}): StartedBackground {
-  background = startBackground({ databaseUrl: database.url, executorId: "test", processFile, store, blobs, clock, log, maxAttempts: 3, retrySeconds: 0.02, ...change });
+function start(
+  processFile: BackgroundOptions["processFile"],
+  change: Partial<BackgroundOptions> = {},
+): StartedBackground {
+  background = startBackground({
+    databaseUrl: database.url,
+    executorId: "test",
+    processFile,
+    store,
+    blobs,
+    clock,
+    log,
+    maxAttempts: 3,
+    retrySeconds: 0.02,
+    ...change,
+  });
   return background;
 }
-const processed = (projectId: string, fileId: string) => store.files.setProcessed(projectId, fileId, { status: "processed", statusDetails: null, report: null });
+const processed = (projectId: string, fileId: string) =>
+  store.files.setProcessed(projectId, fileId, { status: "processed", statusDetails: null, report: null });
 async function uploaded(): Promise<string> {
   const file = sampleFile({ status: "uploaded" });
   await store.files.create(file);
   return file.id;
 }
-const statusIs = (id: string, status: string) => eventually(`${id} ${status}`, async () => ((await store.files.get("proj_a", id))?.status === status ? store.files.get("proj_a", id) : null));
+const statusIs = (id: string, status: string) =>
+  eventually(`${id} ${status}`, async () =>
+    (await store.files.get("proj_a", id))?.status === status ? store.files.get("proj_a", id) : null,
+  );
 
 describe("background work", () => {
   it("takes up what was uploaded before it was ready, and does each file once however often it is asked", async () => {
@@ -82,7 +104,9 @@ describe("background work", () => {
     start(async () => {
       throw new AppError("disk_full", "No space left.");
     });
-    expect((await statusIs(broken, "error"))?.statusDetails).toBe("The file could not be read: No space left. Upload it again.");
+    expect((await statusIs(broken, "error"))?.statusDetails).toBe(
+      "The file could not be read: No space left. Upload it again.",
+    );
   });
 
   it("goes on alone, and says so, when DBOS cannot start", async () => {
@@ -107,7 +131,18 @@ describe("sweep", () => {
     for (const file of [old, read]) await store.files.create(file);
     await store.runs.create({ ...(await storedRun(store)), id: freshId("ftjob-"), trainingFile: read.id }, []);
     await blobs.put(`files/${old.id}/original`, bytes());
-    await store.uploads.create({ id: "upload_1", projectId: "proj_a", filename: "f", purpose: "fine-tune", bytes: 1, mimeType: "x", status: "pending", createdAt: 1, expiresAt: 100, fileId: null });
+    await store.uploads.create({
+      id: "upload_1",
+      projectId: "proj_a",
+      filename: "f",
+      purpose: "fine-tune",
+      bytes: 1,
+      mimeType: "x",
+      status: "pending",
+      createdAt: 1,
+      expiresAt: 100,
+      fileId: null,
+    });
     await blobs.put("uploads/upload_1/part_1", bytes());
     await store.idempotency.begin("proj_a", "k", "h", 5);
     const now = 100 + 24 * 3_600_000;

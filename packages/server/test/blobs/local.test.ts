@@ -57,7 +57,9 @@ describe("local blobs", () => {
 
   it("keeps the old blob and no debris when the new one is too large or its stream breaks", async () => {
     await blobs.put("files/a/original", chunks("old"));
-    await expect(blobs.put("files/a/original", chunks("123", "456"), { maxBytes: 5 })).rejects.toMatchObject({ code: "body_too_large" });
+    await expect(blobs.put("files/a/original", chunks("123", "456"), { maxBytes: 5 })).rejects.toMatchObject({
+      code: "body_too_large",
+    });
     const broken = async function* (): AsyncIterable<Uint8Array> {
       yield Buffer.from("half");
       throw new Error("client went away");
@@ -73,13 +75,19 @@ describe("local blobs", () => {
       await expect(async () => blobs.put(key, chunks("x")), JSON.stringify(key)).rejects.toThrow(/is not a blob key/);
     }
     fc.assert(
-      fc.property(fc.oneof(fc.string(), fc.array(fc.constantFrom("..", ".", "a", "/", "\\", "%2e", "\0")).map((parts) => parts.join("/"))), (key) => {
-        try {
-          expect(blobs.localPath(key).startsWith(`${folder}/`)).toBe(true);
-        } catch (error) {
-          expect(String(error)).toContain("is not a blob key");
-        }
-      }),
+      fc.property(
+        fc.oneof(
+          fc.string(),
+          fc.array(fc.constantFrom("..", ".", "a", "/", "\\", "%2e", "\0")).map((parts) => parts.join("/")),
+        ),
+        (key) => {
+          try {
+            expect(blobs.localPath(key).startsWith(`${folder}/`)).toBe(true);
+          } catch (error) {
+            expect(String(error)).toContain("is not a blob key");
+          }
+        },
+      ),
     );
   });
 
@@ -93,7 +101,10 @@ describe("local blobs", () => {
       const endless = async function* (): AsyncIterable<Uint8Array> {
         for (;;) yield Buffer.alloc(65_536);
       };
-      await expect(onSmall.put("files/big", endless())).rejects.toMatchObject({ code: "disk_full", message: expect.stringContaining("nothing of the upload was kept") });
+      await expect(onSmall.put("files/big", endless())).rejects.toMatchObject({
+        code: "disk_full",
+        message: expect.stringContaining("nothing of the upload was kept"),
+      });
       expect(await readdir(join(small, "files"))).toEqual([]);
       await onSmall.put("files/fits", chunks("x"));
       expect(await onSmall.size("files/fits")).toBe(1);

@@ -74,7 +74,10 @@ describe("embedded PostgreSQL", () => {
 
   it("is not fooled by a pid file whose number belongs to another program", async () => {
     const bystander = spawn("sleep", ["60"], { stdio: "ignore" });
-    writeFileSync(join(home, "postgres", "data", "postmaster.pid"), `${bystander.pid}\n${home}\n1\n5432\n\n127.0.0.1\n\nready\n`);
+    writeFileSync(
+      join(home, "postgres", "data", "postmaster.pid"),
+      `${bystander.pid}\n${home}\n1\n5432\n\n127.0.0.1\n\nready\n`,
+    );
     const postgres = await start();
     expect(postgres.adopted).toBe(false);
     expect(bystander.exitCode).toBeNull();
@@ -93,7 +96,10 @@ describe("embedded PostgreSQL", () => {
   it("says what is wrong when the data is of another PostgreSQL", async () => {
     const version = join(home, "postgres", "data", "PG_VERSION");
     writeFileSync(version, "12\n");
-    await expect(start()).rejects.toMatchObject({ code: "database_unavailable", message: expect.stringContaining("belongs to PostgreSQL 12") });
+    await expect(start()).rejects.toMatchObject({
+      code: "database_unavailable",
+      message: expect.stringContaining("belongs to PostgreSQL 12"),
+    });
     writeFileSync(version, "18\n");
   });
 
@@ -118,11 +124,16 @@ describe("migration", () => {
   it("refuses a database that another version of Fettle changed", async () => {
     const database = await createTestDatabase();
     await query(database.url, "insert into fettle.migrations (name, sha256) values ('0999_later.sql', 'x')");
-    await expect(migrate(database.url)).rejects.toMatchObject({ code: "config_invalid", message: expect.stringContaining("0999_later.sql is not known") });
+    await expect(migrate(database.url)).rejects.toMatchObject({
+      code: "config_invalid",
+      message: expect.stringContaining("0999_later.sql is not known"),
+    });
     await database.drop();
   });
 
   it("says when the server does not answer", async () => {
-    await expect(connectStore("postgres://nobody:x@127.0.0.1:9/none")).rejects.toMatchObject({ code: "database_unavailable" });
+    await expect(connectStore("postgres://nobody:x@127.0.0.1:9/none")).rejects.toMatchObject({
+      code: "database_unavailable",
+    });
   });
 });

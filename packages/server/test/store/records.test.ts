@@ -16,7 +16,17 @@ afterAll(async () => {
 });
 
 describe("keys", () => {
-  const key: ApiKeyRecord = { id: "key_1", projectId: "proj_a", name: "first", role: "admin", hint: "…abcd", createdAt: 1, expiresAt: null, revokedAt: null, lastUsedAt: null };
+  const key: ApiKeyRecord = {
+    id: "key_1",
+    projectId: "proj_a",
+    name: "first",
+    role: "admin",
+    hint: "…abcd",
+    createdAt: 1,
+    expiresAt: null,
+    revokedAt: null,
+    lastUsedAt: null,
+  };
 
   it("is found by the hash of its secret, listed and revoked within its project", async () => {
     await store.keys.create(key, "hash-1");
@@ -39,7 +49,17 @@ describe("files", () => {
     await store.files.create(file);
     await store.files.create(sampleFile({ purpose: "batch" }));
     expect((await store.files.listUnprocessed()).map((found) => found.id)).toEqual([file.id]);
-    const report = { format: "jsonl" as const, kind: null, numRows: 1, numUsable: 0, numFaults: 1, faults: [], notices: [], labels: { z: 1, a: 2 }, rowsSha256: null };
+    const report = {
+      format: "jsonl" as const,
+      kind: null,
+      numRows: 1,
+      numUsable: 0,
+      numFaults: 1,
+      faults: [],
+      notices: [],
+      labels: { z: 1, a: 2 },
+      rowsSha256: null,
+    };
     await store.files.setProcessed("proj_b", file.id, { status: "error", statusDetails: "foreign", report: null });
     await store.files.setProcessed("proj_a", file.id, { status: "processed", statusDetails: null, report });
     const stored = { ...file, filename: "na\uFFFDme", status: "processed", report };
@@ -70,25 +90,51 @@ describe("files", () => {
       ids.push(file.id);
     }
     await store.files.delete("proj_page", ids[1] ?? "", 1);
-    expect((await store.files.list("proj_page", { limit: 2, order: "asc" })).data.map((file) => file.id)).toEqual([ids[0], ids[2]]);
-    expect((await store.files.list("proj_page", { limit: 2, order: "asc", after: ids[1] })).data.map((file) => file.id)).toEqual([ids[2], ids[3]]);
-    expect((await store.files.list("proj_page", { limit: 9, order: "desc", after: ids[2] })).data.map((file) => file.id)).toEqual([ids[0]]);
+    expect((await store.files.list("proj_page", { limit: 2, order: "asc" })).data.map((file) => file.id)).toEqual([
+      ids[0],
+      ids[2],
+    ]);
+    expect(
+      (await store.files.list("proj_page", { limit: 2, order: "asc", after: ids[1] })).data.map((file) => file.id),
+    ).toEqual([ids[2], ids[3]]);
+    expect(
+      (await store.files.list("proj_page", { limit: 9, order: "desc", after: ids[2] })).data.map((file) => file.id),
+    ).toEqual([ids[0]]);
   });
 });
 
 describe("uploads", () => {
-  const upload: UploadRecord = { id: "upload_1", projectId: "proj_a", filename: "f", purpose: "fine-tune", bytes: 10, mimeType: "text/jsonl", status: "pending", createdAt: 1, expiresAt: 100, fileId: null };
+  const upload: UploadRecord = {
+    id: "upload_1",
+    projectId: "proj_a",
+    filename: "f",
+    purpose: "fine-tune",
+    bytes: 10,
+    mimeType: "text/jsonl",
+    status: "pending",
+    createdAt: 1,
+    expiresAt: 100,
+    fileId: null,
+  };
 
   it("takes parts while pending, in the order they came, and nothing afterwards", async () => {
     await store.uploads.create(upload);
-    for (const id of ["part_b", "part_a"]) await store.uploads.addPart("proj_a", { id, uploadId: "upload_1", bytes: 5, createdAt: 2 });
+    for (const id of ["part_b", "part_a"])
+      await store.uploads.addPart("proj_a", { id, uploadId: "upload_1", bytes: 5, createdAt: 2 });
     expect((await store.uploads.parts("proj_a", "upload_1")).map((part) => part.id)).toEqual(["part_b", "part_a"]);
     expect(await store.uploads.parts("proj_b", "upload_1")).toEqual([]);
-    await expect(store.uploads.addPart("proj_b", { id: freshId("part_"), uploadId: "upload_1", bytes: 5, createdAt: 2 })).rejects.toMatchObject({ code: "not_found" });
+    await expect(
+      store.uploads.addPart("proj_b", { id: freshId("part_"), uploadId: "upload_1", bytes: 5, createdAt: 2 }),
+    ).rejects.toMatchObject({ code: "not_found" });
     expect((await store.uploads.listExpired(100)).map((found) => found.id)).toEqual(["upload_1"]);
     await store.uploads.setStatus("proj_a", "upload_1", "completed", "file-9");
-    await expect(store.uploads.setStatus("proj_a", "upload_1", "cancelled", null)).rejects.toMatchObject({ code: "conflict", message: expect.stringContaining("upload_1 is completed") });
-    await expect(store.uploads.addPart("proj_a", { id: "part_c", uploadId: "upload_1", bytes: 5, createdAt: 2 })).rejects.toMatchObject({ code: "conflict" });
+    await expect(store.uploads.setStatus("proj_a", "upload_1", "cancelled", null)).rejects.toMatchObject({
+      code: "conflict",
+      message: expect.stringContaining("upload_1 is completed"),
+    });
+    await expect(
+      store.uploads.addPart("proj_a", { id: "part_c", uploadId: "upload_1", bytes: 5, createdAt: 2 }),
+    ).rejects.toMatchObject({ code: "conflict" });
     expect(await store.uploads.get("proj_a", "upload_1")).toEqual({ ...upload, status: "completed", fileId: "file-9" });
     expect(await store.uploads.listExpired(100)).toEqual([]);
   });

@@ -20,7 +20,10 @@ describe("runs", () => {
   it("keeps a run as it was given, with text PostgreSQL would refuse made harmless", async () => {
     const run = await storedRun(store, { metadata: { "a\0": "x\0y", lone: "\ud800" }, labels: ["b", "a"] });
     const { metadata, ...rest } = run;
-    expect(await store.runs.get("proj_a", run.id)).toEqual({ ...rest, metadata: { "a\uFFFD": "x\uFFFDy", lone: "\uFFFD" } });
+    expect(await store.runs.get("proj_a", run.id)).toEqual({
+      ...rest,
+      metadata: { "a\uFFFD": "x\uFFFDy", lone: "\uFFFD" },
+    });
   });
 
   it("answers nothing of another project", async () => {
@@ -46,14 +49,18 @@ describe("runs", () => {
     for (let round = 0; round < 20; round++) {
       const file = sampleFile();
       await store.files.create(file);
-      const [created, deleted] = await Promise.all([store.runs.create(sampleRun({ trainingFile: file.id }), []), store.files.delete("proj_a", file.id, 1)]);
+      const [created, deleted] = await Promise.all([
+        store.runs.create(sampleRun({ trainingFile: file.id }), []),
+        store.files.delete("proj_a", file.id, 1),
+      ]);
       expect([`${created} ${deleted}`]).toContainEqual(created === "created" ? "created in_use" : "file_gone deleted");
     }
   });
 
   it("pages newest first by cursor, and filters by metadata", async () => {
     const ids: string[] = [];
-    for (let n = 0; n < 5; n++) ids.push((await storedRun(store, { projectId: "proj_page", metadata: { n: String(n), team: "x" } })).id);
+    for (let n = 0; n < 5; n++)
+      ids.push((await storedRun(store, { projectId: "proj_page", metadata: { n: String(n), team: "x" } })).id);
     const first = await store.runs.list("proj_page", { limit: 2 });
     expect(first.data.map((run) => run.id)).toEqual([ids[4], ids[3]]);
     expect(first.hasMore).toBe(true);
@@ -68,18 +75,28 @@ describe("runs", () => {
   it("changes a run and writes its events in one transaction", async () => {
     const run = await storedRun(store);
     await expect(
-      store.runs.update(run.id, (now) => ({ run: { ...now, step: 9 }, events: [sampleEvent("x", { level: "loud" as "info" })] })),
+      store.runs.update(run.id, (now) => ({
+        run: { ...now, step: 9 },
+        events: [sampleEvent("x", { level: "loud" as "info" })],
+      })),
     ).rejects.toThrow(/check constraint/);
     expect((await store.runs.get("proj_a", run.id))?.step).toBe(0);
     await store.runs.update(run.id, (now) => ({ run: { ...now, step: 9 }, events: [sampleEvent("x")] }));
     expect((await store.runs.get("proj_a", run.id))?.step).toBe(9);
-    expect((await store.runs.update("ftjob-unknown", (now) => ({ run: now, events: [] })))).toBeNull();
+    expect(await store.runs.update("ftjob-unknown", (now) => ({ run: now, events: [] }))).toBeNull();
   });
 
   it("numbers events 1, 2, 3 … without gap or double under concurrent writers", async () => {
     const run = await storedRun(store);
     const writers = Array.from({ length: 8 }, (_, writer) =>
-      Promise.all(Array.from({ length: 5 }, (_, n) => store.runs.update(run.id, (now) => ({ run: now, events: [sampleEvent(`w${writer}:${n}`), sampleEvent("shared")] })))),
+      Promise.all(
+        Array.from({ length: 5 }, (_, n) =>
+          store.runs.update(run.id, (now) => ({
+            run: now,
+            events: [sampleEvent(`w${writer}:${n}`), sampleEvent("shared")],
+          })),
+        ),
+      ),
     );
     await Promise.all(writers);
     const { data } = await store.runs.events("proj_a", run.id, { limit: 1000, order: "asc" });
@@ -89,7 +106,10 @@ describe("runs", () => {
 
   it("feeds events in both directions, after a cursor and since a number", async () => {
     const run = await storedRun(store);
-    await store.runs.update(run.id, (now) => ({ run: now, events: ["a", "b", "c", "d"].map((key) => sampleEvent(key, { data: { z: 1, a: key } })) }));
+    await store.runs.update(run.id, (now) => ({
+      run: now,
+      events: ["a", "b", "c", "d"].map((key) => sampleEvent(key, { data: { z: 1, a: key } })),
+    }));
     const newest = await store.runs.events("proj_a", run.id, { limit: 2, order: "desc" });
     expect(newest.data.map((event) => event.message)).toEqual(["d", "c"]);
     expect(newest.hasMore).toBe(true);
@@ -104,7 +124,9 @@ describe("runs", () => {
 describe("leases", () => {
   it("has one owner among many that race", async () => {
     const run = await storedRun(store);
-    const leases = await Promise.all(Array.from({ length: 10 }, (_, n) => store.runs.acquire(run.id, `server-${n}`, 30_000)));
+    const leases = await Promise.all(
+      Array.from({ length: 10 }, (_, n) => store.runs.acquire(run.id, `server-${n}`, 30_000)),
+    );
     expect(leases.filter((lease) => lease !== null)).toHaveLength(1);
   });
 
@@ -127,8 +149,12 @@ describe("leases", () => {
     const old = await store.runs.acquire(run.id, "old", 0);
     if (!old) throw new Error("the lease was free");
     const fresh = await eventually("expiry", () => store.runs.acquire(run.id, "fresh", 30_000));
-    await expect(store.runs.update(run.id, (now) => ({ run: { ...now, step: 1 }, events: [] }), old)).rejects.toBeInstanceOf(StaleLease);
-    await expect(store.runs.ingest(old, { events: [sampleEvent("late")], offset: 10, checkpoints: [] })).rejects.toBeInstanceOf(StaleLease);
+    await expect(
+      store.runs.update(run.id, (now) => ({ run: { ...now, step: 1 }, events: [] }), old),
+    ).rejects.toBeInstanceOf(StaleLease);
+    await expect(
+      store.runs.ingest(old, { events: [sampleEvent("late")], offset: 10, checkpoints: [] }),
+    ).rejects.toBeInstanceOf(StaleLease);
     await store.runs.ingest(fresh, { events: [sampleEvent("step:1")], offset: 10, checkpoints: [] });
     const { data } = await store.runs.events("proj_a", run.id, { limit: 10, order: "asc" });
     expect(data.map((event) => event.message)).toEqual(["created", "step:1"]);
@@ -145,7 +171,17 @@ describe("ingest", () => {
     const input = () => ({
       events: [sampleEvent("step:1"), sampleEvent("step:2")],
       offset: 99,
-      checkpoints: [{ id: freshId("ftckpt_"), runId: run.id, step: 2, modelName: `ft:tiny:o::${run.id}:ckpt-step-2`, path: "checkpoints/2", metrics: { train_loss: 0.5 }, createdAt: 5 }],
+      checkpoints: [
+        {
+          id: freshId("ftckpt_"),
+          runId: run.id,
+          step: 2,
+          modelName: `ft:tiny:o::${run.id}:ckpt-step-2`,
+          path: "checkpoints/2",
+          metrics: { train_loss: 0.5 },
+          createdAt: 5,
+        },
+      ],
       model: {
         name: `ft:tiny:o::${run.id}`,
         projectId: "proj_a",
@@ -163,7 +199,9 @@ describe("ingest", () => {
     });
     await store.runs.ingest(lease, input());
     await store.runs.ingest(lease, input());
-    expect((await store.runs.events("proj_a", run.id, { limit: 10, order: "asc" })).data.map((event) => event.seq)).toEqual([1, 2, 3]);
+    expect(
+      (await store.runs.events("proj_a", run.id, { limit: 10, order: "asc" })).data.map((event) => event.seq),
+    ).toEqual([1, 2, 3]);
     const { data } = await store.runs.checkpoints("proj_a", run.id, { limit: 10 });
     expect(data.map((checkpoint) => [checkpoint.step, checkpoint.metrics])).toEqual([[2, { train_loss: 0.5 }]]);
     expect((await store.models.get("proj_a", `ft:tiny:o::${run.id}`))?.labels).toEqual(["10", "9"]);
@@ -186,7 +224,9 @@ describe("changes told to other processes", () => {
     });
     const admin = new pg.Client({ connectionString: database.url });
     await admin.connect();
-    await admin.query("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'fettle-feed' and datname = current_database()");
+    await admin.query(
+      "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'fettle-feed' and datname = current_database()",
+    );
     await admin.end();
     heard.length = 0;
     await store.runs.update(run.id, (now) => ({ run: now, events: [] }));

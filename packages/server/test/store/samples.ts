@@ -59,7 +59,16 @@ export function sampleRun(change: Partial<Run> = {}): Run {
 }
 
 export function sampleEvent(key: string, change: Partial<NewRunEvent> = {}): NewRunEvent {
-  return { id: freshId("ftevent-"), key, createdAt: 1_700_000_000, level: "info", type: "message", message: key, data: null, ...change };
+  return {
+    id: freshId("ftevent-"),
+    key,
+    createdAt: 1_700_000_000,
+    level: "info",
+    type: "message",
+    message: key,
+    data: null,
+    ...change,
+  };
 }
 
 /** A stored run with a stored file. */
@@ -73,7 +82,11 @@ export async function storedRun(store: Store, change: Partial<Run> = {}): Promis
 }
 
 /** Polls until `probe` gives something, or fails after `ms`. */
-export async function eventually<T>(what: string, probe: () => Promise<T | null | undefined | false> | T | null | undefined | false, ms = 10_000): Promise<T> {
+export async function eventually<T>(
+  what: string,
+  probe: () => Promise<T | null | undefined | false> | T | null | undefined | false,
+  ms = 10_000,
+): Promise<T> {
   const until = Date.now() + ms;
   for (;;) {
     const found = await probe();

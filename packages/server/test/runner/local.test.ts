@@ -1,0 +1,246 @@
+import { spawn } from "node:child_process";
+import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { TrainSpec } from "@fettle/contract";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { hyperparameters, scriptedTrainer } from "../../../../tests/recovery/platform.js";
+import type { Runner } from "../../src/app/ports.js";
+import { localRunner } from "../../src/runner/local.js";
+import { identifyProcess, isAlive, ownerIsDead, thisOwner } from "../../src/runner/process-identity.js";
+import { eventually } from "../store/samples.js";
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "fettle-runner-"));
+});
+afterEach(async () => {
+  await runnerWith({}).kill("run-1");
+  await rm(folder, { recursive: true, force: true });
+});
+
+function runnerWith(script: object, command: readonly string[] = scriptedTrainer): Runner {
+  return localRunner({
+    runsFolder: folder,
+    command,
+    environment: {
+      PATH: process.env.PATH,
+      HOME: "/home/x",
+      OPENAI_API_KEY: "secret",
+      DATABASE_URL: "postgres://secret",
+    },
+    extraEnvironment: { FETTLE_SCRIPT: JSON.stringify(script) },
+    niceness: 3,
+  });
+}
+
+const spec = (attempt = 1): TrainSpec => ({
+  version: 1,
+  run_id: "run-1",
+  attempt,
+  task: "chat",
+  method: "lora",
+  base_model: { name: "tiny", path: "/nonexistent", family: "decoder", adapter_path: null },
+  data: { train_path: "/nonexistent", train_sha256: "0".repeat(64), validation_path: null, labels: null },
+  output_dir: join(folder, "run-1"),
+  hyperparameters,
+  seed: 1,
+  runtime: {
+    device: "auto",
+    dtype: "auto",
+    num_threads: 2,
+    checkpoint_seconds: 60,
+    checkpoint_steps: 0,
+    keep_checkpoints: 3,
+    heartbeat_seconds: 1,
+  },
+});
+const ended = (runner: Runner) =>
+  eventually("the end", async () => ((await runner.state("run-1")).alive ? null : runner.state("run-1")));
+const long = { steps: 100_000, stepMs: 10 };
+
+describe("local runner", () => {
+  it("runs a trainer to its end and knows its exit code", async () => {
+    const runner = runnerWith({ steps: 3 });
+    const { pid } = await runner.start(spec());
+    expect(await ended(runner)).toEqual({ alive: false, pid, exitCode: 0, signal: null });
+    const { events, offset, lastSignOfLife } = await runner.read("run-1", 0);
+    expect(events.map((event) => event.type)).toEqual([
+      "started",
+      "data",
+      "step",
+      "step",
+      "step",
+      "finished",
+      "verified",
+    ]);
+    expect(offset).toBe(readFileSync(join(folder, "run-1", "events.jsonl")).length);
+    expect(Math.abs(Date.now() - (lastSignOfLife ?? 0))).toBeLessThan(60_000);
+    expect(await runner.read("run-1", offset)).toMatchObject({ events: [], offset });
+  });
+
+  it("gives the trainer no secret of the server, and a session of its own", async () => {
+    const runner = runnerWith({}, ["/bin/sh", "-c", "env; ps -o pid=,sid= -p $$ >&2"]);
+    const { pid } = await runner.start(spec());
+    await ended(runner);
+    const said = await runner.stderr("run-1", 10_000);
+    expect(said).not.toContain("secret");
+    for (const line of ["HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=2", "HOME=/home/x", `FETTLE_SCRIPT={}`])
+      expect(said).toContain(line);
+    expect(said.replace(/\s+/g, " ")).toContain(`${pid} ${pid}`);
+  });
+
+  it("refuses a second trainer while one is alive, from any server", async () => {
+    await runnerWith(long).start(spec());
+    await expect(runnerWith(long).start(spec(2))).rejects.toMatchObject({
+      code: "conflict",
+      message: expect.stringContaining("is alive"),
+    });
+  });
+
+  it("is adopted by another server, which stops it in order or kills it", async () => {
+    await runnerWith(long).start(spec());
+    const other = runnerWith(long);
+    await eventually("a step", async () =>
+      (await other.read("run-1", 0)).events.some((event) => event.type === "step"),
+    );
+    expect(await other.state("run-1")).toMatchObject({ alive: true, exitCode: null });
+    await other.stop("run-1");
+    expect(await ended(other)).toMatchObject({ alive: false, exitCode: null });
+    expect((await other.read("run-1", 0)).events.at(-1)).toMatchObject({ type: "stopped", reason: "signal" });
+
+    await other.start(spec(2));
+    await other.kill("run-1");
+    expect(await ended(other)).toMatchObject({ alive: false, signal: "SIGKILL" });
+  });
+
+  it("leaves no child of the trainer behind", async () => {
+    const runner = runnerWith({}, ["/bin/sh", "-c", `sleep 600 & echo $! > ${join(folder, "child")}; wait`]);
+    await runner.start(spec());
+    const child = await eventually("the child", () => {
+      try {
+        return Number(readFileSync(join(folder, "child"), "utf8")) || null;
+      } catch {
+        return null;
+      }
+    });
+    await runner.kill("run-1");
+    await eventually("the end of the child", () => identifyProcess(child) === null);
+  });
+
+  it("never mistakes another process for the trainer when its number is used again", async () => {
+    const bystander = spawn("sleep", ["60"], { stdio: "ignore" });
+    const identity = identifyProcess(bystander.pid ?? 0);
+    mkdirSync(join(folder, "run-1"));
+    writeFileSync(
+      join(folder, "run-1", "pid.json"),
+      JSON.stringify({ ...identity, start: "1", attempt: 1, stderrFrom: 0 }),
+    );
+    const runner = runnerWith({});
+    expect((await runner.state("run-1")).alive).toBe(false);
+    await runner.kill("run-1");
+    await runner.stop("run-1");
+    expect(identifyProcess(bystander.pid ?? 0)).toEqual(identity);
+    bystander.kill("SIGKILL");
+    await eventually("its end", () => identity !== null && !isAlive(identity));
+  });
+
+  it("starts no trainer that nobody would know of: the process ends when its number could not be written", async () => {
+    mkdirSync(join(folder, "run-1", "pid.json"), { recursive: true });
+    const started = join(folder, "started");
+    await expect(runnerWith({}, ["/bin/sh", "-c", `touch ${started}`]).start(spec())).rejects.toThrow();
+    await rm(join(folder, "run-1", "pid.json"), { recursive: true });
+    const runner = runnerWith({}, ["/bin/sh", "-c", "exit 5"]);
+    await runner.start(spec());
+    expect(await ended(runner)).toMatchObject({ exitCode: 5 });
+    expect(existsSync(started)).toBe(false);
+  });
+
+  it("says what could not be started", async () => {
+    const runner = runnerWith({}, ["/nonexistent/fettle/python"]);
+    await runner.start(spec());
+    expect(await ended(runner)).toMatchObject({ exitCode: 127 });
+    expect(await runner.stderr("run-1", 1_000)).toContain("/nonexistent/fettle/python");
+  });
+
+  it("shows the last words of this attempt alone", async () => {
+    const runner = runnerWith({}, ["/bin/sh", "-c", 'echo "first $0" >&2']);
+    await runner.start(spec());
+    await ended(runner);
+    await runner.start(spec(2));
+    await ended(runner);
+    expect(await runner.stderr("run-1", 1_000)).toBe("first train\n");
+    expect(await runner.stderr("run-1", 6)).toBe("train\n");
+  });
+});
+
+describe("events file", () => {
+  const line = (seq: number) =>
+    `${JSON.stringify({ seq, attempt: 1, time: 1, type: "log", level: "info", message: `m${seq} ä` })}\n`;
+  const file = () => join(folder, "run-1", "events.jsonl");
+  beforeEach(() => mkdirSync(join(folder, "run-1")));
+
+  it("gives whole lines only, wherever it was cut", async () => {
+    const whole = line(1) + line(2);
+    const bytes = Buffer.from(whole);
+    for (let cut = 0; cut <= bytes.length; cut += 7) {
+      writeFileSync(file(), bytes.subarray(0, cut));
+      const first = await runnerWith({}).read("run-1", 0);
+      appendFileSync(file(), bytes.subarray(cut));
+      const rest = await runnerWith({}).read("run-1", first.offset);
+      expect([...first.events, ...rest.events].map((event) => event.seq)).toEqual([1, 2]);
+      expect(rest.offset).toBe(bytes.length);
+    }
+  });
+
+  it("tells a line that is no event, and goes on", async () => {
+    writeFileSync(file(), `${line(1)}{"seq":2,"type":"dance"}\nnot json\n${line(3)}`);
+    const { events } = await runnerWith({}).read("run-1", 0);
+    expect(events.map((event) => [event.seq, event.type])).toEqual([
+      [1, "log"],
+      [0, "log"],
+      [0, "log"],
+      [3, "log"],
+    ]);
+    expect(events[1]).toMatchObject({
+      level: "warn",
+      message: expect.stringContaining("is no event"),
+      data: { byte: Buffer.byteLength(line(1)) },
+    });
+  });
+
+  it("reads a long file in pieces and a line longer than a piece", async () => {
+    const big = JSON.stringify({
+      seq: 1,
+      attempt: 1,
+      time: 1,
+      type: "log",
+      level: "info",
+      message: "x".repeat(3_000_000),
+    });
+    writeFileSync(file(), `${big}\n${line(2)}`);
+    const seen: number[] = [];
+    for (let offset = 0; ; ) {
+      const read = await runnerWith({}).read("run-1", offset);
+      if (read.offset === offset) break;
+      seen.push(...read.events.map((event) => event.seq));
+      offset = read.offset;
+    }
+    expect(seen).toEqual([1, 2]);
+  });
+});
+
+describe("owners", () => {
+  it("knows itself alive, a gone process dead, and says nothing of other machines", async () => {
+    expect(ownerIsDead(thisOwner())).toBe(false);
+    const child = spawn("sleep", ["60"], { stdio: "ignore" });
+    const identity = identifyProcess(child.pid ?? 0);
+    const owner = `${identity?.where}|${identity?.pid}|${identity?.start}`;
+    expect(ownerIsDead(owner)).toBe(false);
+    child.kill("SIGKILL");
+    await eventually("its end", () => ownerIsDead(owner));
+    expect(ownerIsDead(owner.replace("|", "x|"))).toBe(false);
+    expect(ownerIsDead("server-a")).toBe(false);
+  });
+});
