@@ -73,7 +73,7 @@ function checkInstalled(root, lock) {
     if (locked?.version === entry.version && locked?.integrity === entry.integrity) continue;
     throw new SetupError(
       "setup_failed",
-      `${path} is ${entry.version} (${entry.integrity ?? "no hash"}), but package-lock.json names ${locked?.version ?? "no such package"}. Delete node_modules and run the same command again; if it stays, package.json and the lock disagree.`,
+      `${path} is ${entry.version} (${entry.integrity ?? "no hash"}), but package-lock.json names ${locked === undefined ? "no such package" : `${locked.version} (${locked.integrity ?? "no hash"})`}. Delete node_modules and run the same command again; if it stays, package.json and the lock disagree.`,
     );
   }
 }

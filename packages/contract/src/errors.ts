@@ -234,6 +234,18 @@ export const errorCatalogue = {
     meaning: "Another program listens on the port.",
     fix: "Stop it, or set FETTLE_PORT to a free port.",
   },
+  node_unsupported: {
+    status: 500,
+    retry: false,
+    meaning: "The Node that runs the set-up is too old.",
+    fix: "Install Node 20.19 or newer; 24 is recommended.",
+  },
+  setup_failed: {
+    status: 500,
+    retry: true,
+    meaning: "npm or pip could not install what Fettle needs.",
+    fix: "The message has its last lines. Check the network, then run the same command again: it goes on.",
+  },
   python_missing: {
     status: 500,
     retry: false,
