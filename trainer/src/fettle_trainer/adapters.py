@@ -151,7 +151,7 @@ def adapter_tensors(model: Any, settings: LoraSettings) -> dict[str, Tensor]:
     return tensors
 
 
-def adapter_config(model: Any, settings: LoraSettings, task: str, base_name: str) -> dict[str, Any]:
+def adapter_config(model: Any, settings: LoraSettings, *, task: str, base_name: str) -> dict[str, Any]:
     """adapter_config.json as PEFT 0.21 reads it."""
     names = [name for name, _ in lora_layers(model)]
     return {

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from .adapters import (
     settings_of,
 )
 from .data import TokenRows, file_sha256
-from .device import Compute, dtype_name, dtype_of
+from .device import dtype_name, dtype_of
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder
 from .models import Loaded, load_model, load_prompts
@@ -46,7 +45,7 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
     try:
         if loaded.lora is not None:
             write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
-            config = adapter_config(loaded.model, loaded.lora, spec.task, spec.base_model.path)
+            config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
             _write_json(partial / "adapter_config.json", config)
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
@@ -99,30 +98,13 @@ def _facts(loaded: Loaded, spec: TrainSpec) -> dict[str, Any]:
 # ---------------------------------------------------------------- proof
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Rows and the logits the trained model gives for them, in `path`."""
-
-    path: Path
-    task: Task
-    dtype: str
-
-
-def write_probe(
-    loaded: Loaded, stepper: Stepper, spec: TrainSpec, rows: TokenRows, compute: Compute
-) -> Probe:
-    """Answers of the model in memory, before it is forgotten."""
+def write_probe(path: Path, stepper: Stepper, rows: TokenRows) -> None:
+    """A few rows and the answers of the model in memory, before it is forgotten."""
     chosen = sorted(range(len(rows)), key=lambda row: (rows.lengths[row], row))[:_PROBE_ROWS]
     some = rows.select(chosen)
-    loaded.model.eval()
-    with torch.no_grad():
-        batch = stepper.collate(some, range(len(some))).to(compute.device)
-        logits = stepper.logits(batch).float()
-    tensors = {**some.tensors(), "logits": logits}
-    path = Path(spec.output_dir) / "cache" / "probe.safetensors"
-    dtype = dtype_name(compute.dtype)
-    write_tensors(path, tensors, {"task": spec.task, "dtype": dtype, "device": compute.device.type})
-    return Probe(path, spec.task, dtype)
+    logits = stepper.answers(some, range(len(some)))
+    facts = {"task": stepper.task, "dtype": dtype_name(stepper.dtype), "device": stepper.device.type}
+    write_tensors(path, {**some.tensors(), "logits": logits}, facts)
 
 
 def verify_in_fresh_process(artefact: Path, base: Path, probe: Path) -> float:
@@ -153,13 +135,9 @@ def verify(artefact: Path, base: Path, probe: Path) -> float:
     task, dtype = cast("Task", facts["task"]), dtype_of(facts["dtype"])
     loaded = load_artefact(artefact, base, dtype)
     loaded.model.to(facts["device"])
-    stepper = Stepper(loaded, task, dtype, 0.0)
-    parts: list[Tensor] = []
-    with torch.no_grad():
-        for row in range(len(rows)):
-            batch = stepper.collate(rows, [row]).to(torch.device(facts["device"]))
-            parts.append(stepper.logits(batch).float().cpu())
-    difference = float((torch.cat(parts) - expected).abs().max())
+    stepper = Stepper(loaded, task, dtype=dtype)
+    answers = torch.cat([stepper.answers(rows, [row]) for row in range(len(rows))])
+    difference = float((answers - expected).abs().max())
     allowed = _TOLERANCE[facts["dtype"]] * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:
         raise _mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
@@ -174,7 +152,7 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     is_adapter = (artefact / "adapter_config.json").is_file()
     folder = base if is_adapter else artefact
     check_model_folder(folder)
-    model, heads = load_model(folder, task, labels, dtype if is_adapter else torch.float32)
+    model, heads = load_model(folder, task, labels=labels, dtype=dtype if is_adapter else torch.float32)
     settings = None
     if is_adapter:
         check_adapter_folder(artefact)

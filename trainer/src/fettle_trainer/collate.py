@@ -24,7 +24,7 @@ IGNORED = -100
 class Batch:
     """One micro-batch.
 
-    Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L and `attention_mask`.
+    Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L, `attention_mask`.
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
     `num_tokens`: real tokens in it, source and target.

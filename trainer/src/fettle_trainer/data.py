@@ -198,7 +198,7 @@ def _text(row: dict[str, Any], name: str) -> str:
     return value
 
 
-def load_dataset(path: Path, tokeniser: Tokeniser, cache: Path, tokenizer_sha256: str) -> Dataset:
+def load_dataset(path: Path, tokeniser: Tokeniser, *, cache: Path, tokenizer_sha256: str) -> Dataset:
     """Tokenises `path`, or reads what an earlier attempt left. Raises TrainFailure for broken lines."""
     key = tokeniser.key(file_sha256(path), tokenizer_sha256)
     stored = cache / f"{key}.safetensors"

@@ -6,6 +6,8 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,6 +110,15 @@ class Heartbeat:
                 self._log.write("heartbeat", step=self.step, rss_bytes=rss_bytes())
             except OSError:
                 continue  # disk full: the training loop meets it too and stops in order
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """To and from the outside. `check` raises StopRequested when the process has been asked to end."""
+
+    log: EventLog
+    heartbeat: Heartbeat
+    check: Callable[[], None]
 
 
 def rss_bytes() -> int:

@@ -74,7 +74,13 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     # A new head is drawn from this seed, whatever happened in this process before.
     seed_everything(spec.seed)
     frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
-    model, heads = load_model(folder, spec.task, spec.data.labels, frozen_dtype, spec.hyperparameters.dropout)
+    model, heads = load_model(
+        folder,
+        spec.task,
+        labels=spec.data.labels,
+        dtype=frozen_dtype,
+        dropout=spec.hyperparameters.dropout,
+    )
     _check_family(model, spec.base_model.family)
     prompts = load_prompts(folder)
     pad_id = _pad_id(model, prompts)
@@ -97,6 +103,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
 def load_model(
     folder: Path,
     task: Task,
+    *,
     labels: tuple[str, ...] | None,
     dtype: torch.dtype,
     dropout: float | None = None,

@@ -31,10 +31,10 @@ def segments(lengths: Sequence[int]) -> Generator[None]:
         _lengths = before
 
 
-def segment_attention(
-    module: nn.Module, query_1HSD: Tensor, key_1KSD: Tensor, value_1KSD: Tensor, *_: Any, **options: Any
-) -> tuple[Tensor, None]:
-    """Causal attention in the shape transformers asks of an attention function; returns 1 x S x H x D."""
+def segment_attention(_: nn.Module, *tensors: Tensor, **options: Any) -> tuple[Tensor, None]:
+    """Causal attention in the shape transformers asks of an attention function; returns 1 x S x H x D.
+    `tensors`: query 1 x H x S x D, key and value 1 x K x S x D, and a mask that is not read."""
+    query_1HSD, key_1KSD, value_1KSD = tensors[:3]
     if _lengths is None or sum(_lengths) != query_1HSD.shape[2]:
         raise RuntimeError(f"Packed attention needs row lengths that add up to {query_1HSD.shape[2]} tokens.")
     groups = query_1HSD.shape[1] // key_1KSD.shape[1]

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from .events import EventLog, Heartbeat
+from .events import EventLog, Heartbeat, News
 from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
 from .spec import SpecError, TrainSpec, read_spec
+
+# Artefact, base model, probe file -> largest difference.
+Verifier = Callable[[Path, Path, Path], float]
 
 # As `trainerExit` in packages/contract/src/trainer.ts.
 FINISHED, FAILED, BAD_SPEC, DISK_FULL, STOPPED = 0, 1, 2, 74, 75
 
 
-def train_command(spec_path: Path) -> int:
-    """Exit code."""
+def train_command(spec_path: Path, verify: Verifier | None = None) -> int:
+    """Exit code. `verify` other than the default is for callers that prove the artefact in another way."""
     try:
         spec = read_spec(spec_path)
     except SpecError as error:
@@ -38,7 +41,7 @@ def train_command(spec_path: Path) -> int:
         print(f"Cannot write to output_dir {output}: {error.strerror}.", file=sys.stderr)
         return DISK_FULL if is_disk_full(error) else FAILED
     with Heartbeat(log, spec.runtime.heartbeat_seconds) as heartbeat:
-        return _attempt(spec, log, heartbeat, check)
+        return _attempt(spec, News(log, heartbeat, check), verify)
 
 
 def _stop_on_signal() -> Callable[[], None]:
@@ -57,20 +60,22 @@ def _stop_on_signal() -> Callable[[], None]:
     return check
 
 
-def _attempt(spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]) -> int:
+def _attempt(spec: TrainSpec, news: News, verify: Verifier | None) -> int:
+    log = news.log
     try:
+        from .artefact import verify_in_fresh_process
         from .train import Training
 
-        Training(spec, log, heartbeat, check).run()
+        Training(spec, news, verify or verify_in_fresh_process).run()
         return FINISHED
     except StopRequested:
-        log.write("stopped", reason="signal", step=heartbeat.step)
+        log.write("stopped", reason="signal", step=news.heartbeat.step)
         return STOPPED
     except TrainFailure as error:
         return _fail(log, error)
     except Exception as error:
         if is_disk_full(error):
-            return _stop_for_disk(log, heartbeat.step, error)
+            return _stop_for_disk(log, news.heartbeat.step, error)
         traceback.print_exc()
         return _fail(log, _as_failure(error))
 

@@ -5,6 +5,7 @@ Mirrors `trainSpecSchema` in packages/contract/src/trainer.ts; `json_schema()` l
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -85,7 +86,7 @@ class Runtime:
 class TrainSpec:
     version: Literal[1] = field()
     run_id: str = _text(128, 1)
-    attempt: int = _number(1, 100)
+    attempt: int = _number(1, 1000000)
     task: Task = field()
     method: Method = field()
     base_model: BaseModel = field()
@@ -116,7 +117,7 @@ def read_spec(path: Path) -> TrainSpec:
 
 def parse_spec(value: object) -> TrainSpec:
     """Raises SpecError for a wrong shape, bound, or a combination that cannot work."""
-    spec = cast("TrainSpec", _parse(TrainSpec, value, "spec", {}))
+    spec = cast("TrainSpec", _parse(TrainSpec, value, _Place("spec", {})))
     families = FAMILIES_OF_TASK[spec.task]
     if spec.base_model.family not in families:
         raise SpecError(
@@ -133,90 +134,98 @@ def parse_spec(value: object) -> TrainSpec:
     return spec
 
 
-def _parse(kind: Any, value: Any, path: str, bounds: dict[str, Any]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    path: str
+    bounds: Mapping[str, Any]
+
+
+def _parse(kind: Any, value: Any, at: _Place) -> Any:
     if is_dataclass(kind):
-        return _parse_object(cast("type[Any]", kind), value, path)
+        return _parse_object(cast("type[Any]", kind), value, at)
     origin = get_origin(kind)
     if origin is Literal:
-        return _parse_choice(get_args(kind), value, path)
+        return _parse_choice(get_args(kind), value, at)
     if origin in (Union, UnionType):
-        return _parse_union(get_args(kind), value, path, bounds)
+        return _parse_union(get_args(kind), value, at)
     if origin is tuple:
-        return _parse_texts(value, path, bounds)
+        return _parse_texts(value, at)
     if kind is str:
-        return _parse_text(value, path, bounds)
-    return _parse_number(kind, value, path, bounds)
+        return _parse_text(value, at)
+    return _parse_number(kind, value, at)
 
 
-def _parse_object(kind: type[Any], value: Any, path: str) -> Any:
+def _parse_object(kind: type[Any], value: Any, at: _Place) -> Any:
     if not isinstance(value, dict):
-        raise SpecError(f"{path} must be an object, not {_named(value)}.")
+        raise SpecError(f"{at.path} must be an object, not {_named(value)}.")
     given = cast("dict[str, Any]", value)
     known = [one.name for one in fields(kind)]
     for key in given:
         if key not in known:
             near = get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-            raise SpecError(f"{path}.{key} is not known: {hint}")
+            raise SpecError(f"{at.path}.{key} is not known: {hint}")
     missing = [name for name in known if name not in given]
     if missing:
-        raise SpecError(f"{path}.{missing[0]} is missing.")
+        raise SpecError(f"{at.path}.{missing[0]} is missing.")
     hints = get_type_hints(kind)
     return kind(
         **{
-            one.name: _parse(hints[one.name], given[one.name], f"{path}.{one.name}", dict(one.metadata))
+            one.name: _parse(hints[one.name], given[one.name], _Place(f"{at.path}.{one.name}", one.metadata))
             for one in fields(kind)
             if one.default is MISSING
         }
     )
 
 
-def _parse_union(kinds: tuple[Any, ...], value: Any, path: str, bounds: dict[str, Any]) -> Any:
+def _parse_union(kinds: tuple[Any, ...], value: Any, at: _Place) -> Any:
     if value is None and NoneType in kinds:
         return None
     rest = [kind for kind in kinds if kind is not NoneType]
     if len(rest) == 1:
-        return _parse(rest[0], value, path, bounds)
+        return _parse(rest[0], value, at)
     texts = isinstance(value, list)
-    return _parse(next(kind for kind in rest if (get_origin(kind) is tuple) == texts), value, path, bounds)
+    return _parse(next(kind for kind in rest if (get_origin(kind) is tuple) == texts), value, at)
 
 
-def _parse_choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
+def _parse_choice(choices: tuple[Any, ...], value: Any, at: _Place) -> Any:
     if type(value) not in (str, int) or value not in choices:
         near = get_close_matches(str(value), [str(choice) for choice in choices], 1, 0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SpecError(f"{path} is {value!r}: expected one of {', '.join(map(repr, choices))}.{hint}")
+        raise SpecError(f"{at.path} is {value!r}: expected one of {', '.join(map(repr, choices))}.{hint}")
     return value
 
 
-def _parse_text(value: Any, path: str, bounds: dict[str, Any]) -> str:
+def _parse_text(value: Any, at: _Place) -> str:
     if not isinstance(value, str):
-        raise SpecError(f"{path} must be text, not {_named(value)}.")
-    least, most = bounds.get("shortest", 0), bounds["longest"]
+        raise SpecError(f"{at.path} must be text, not {_named(value)}.")
+    least, most = at.bounds.get("shortest", 0), at.bounds["longest"]
     if not least <= len(value) <= most:
-        raise SpecError(f"{path} has {len(value)} characters: expected {least} to {most}.")
+        raise SpecError(f"{at.path} has {len(value)} characters: expected {least} to {most}.")
     return value
 
 
-def _parse_texts(value: Any, path: str, bounds: dict[str, Any]) -> tuple[str, ...]:
+def _parse_texts(value: Any, at: _Place) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise SpecError(f"{path} must be a list of texts, not {_named(value)}.")
+        raise SpecError(f"{at.path} must be a list of texts, not {_named(value)}.")
     items = cast("list[Any]", value)
-    least, most = bounds["fewest"], bounds["items"]
+    least, most = at.bounds["fewest"], at.bounds["items"]
     if not least <= len(items) <= most:
-        raise SpecError(f"{path} has {len(items)} entries: expected {least} to {most}.")
-    return tuple(_parse_text(item, f"{path}[{index}]", bounds) for index, item in enumerate(items))
+        raise SpecError(f"{at.path} has {len(items)} entries: expected {least} to {most}.")
+    return tuple(
+        _parse_text(item, _Place(f"{at.path}[{index}]", at.bounds)) for index, item in enumerate(items)
+    )
 
 
-def _parse_number(kind: Any, value: Any, path: str, bounds: dict[str, Any]) -> int | float:
+def _parse_number(kind: Any, value: Any, at: _Place) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SpecError(f"{path} must be a number, not {_named(value)}.")
+        raise SpecError(f"{at.path} must be a number, not {_named(value)}.")
     if kind is int and value != int(value):
-        raise SpecError(f"{path} is {value}: expected a whole number.")
-    least, most = bounds["least"], bounds["most"]
-    if not least <= value <= most or (bounds["above"] and value == least):
-        start = f"above {least:g}" if bounds["above"] else f"from {least:g}"
-        raise SpecError(f"{path} is {value:g}: expected {start} to {most:g}.")
+        raise SpecError(f"{at.path} is {value}: expected a whole number.")
+    least, most = at.bounds["least"], at.bounds["most"]
+    if not least <= value <= most or (at.bounds["above"] and value == least):
+        start = f"above {least:g}" if at.bounds["above"] else f"from {least:g}"
+        raise SpecError(f"{at.path} is {value:g}: expected {start} to {most:g}.")
     return int(value) if kind is int else float(value)
 
 

@@ -28,7 +28,7 @@ def hold_out(rows: TokenRows, seed: int) -> tuple[list[int], list[int]]:
     share = min(SHARE, MOST_ROWS / len(rows))
     held: set[int] = set()
     for groups in strata.values():
-        held |= _held_of(groups, members, share, seed)
+        held |= _held_of(groups, members, share=share, seed=seed)
     if not held or len(held) == len(members):
         first = min(members, key=lambda group: _order(group, seed))
         held = {first}
@@ -37,7 +37,7 @@ def hold_out(rows: TokenRows, seed: int) -> tuple[list[int], list[int]]:
     return training, validation
 
 
-def _held_of(groups: list[int], members: dict[int, list[int]], share: float, seed: int) -> set[int]:
+def _held_of(groups: list[int], members: dict[int, list[int]], *, share: float, seed: int) -> set[int]:
     """Groups of one stratum in an order that only the seed decides, until the share is reached. A group that
     would overshoot the share more than it fills it is passed over."""
     wanted = share * sum(len(members[group]) for group in groups)

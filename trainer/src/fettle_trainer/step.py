@@ -38,13 +38,15 @@ class Evaluation:
 class Stepper:
     """Holds no state between steps. `dtype` other than fp32 runs the forward under autocast."""
 
-    def __init__(self, loaded: Loaded, task: Task, dtype: torch.dtype, smoothing: float) -> None:
+    def __init__(
+        self, loaded: Loaded, task: Task, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+    ) -> None:
         self._loaded = loaded
         self._model = loaded.model
-        self._task: Task = task
-        self._dtype = dtype
         self._smoothing = smoothing
-        self._device = cast("torch.device", loaded.model.device)
+        self.task: Task = task
+        self.dtype = dtype
+        self.device = cast("torch.device", loaded.model.device)
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
 
     def train_step(
@@ -57,7 +59,7 @@ class Stepper:
         total, correct = 0.0, 0
         for batch in batches:
             check()
-            loss = self.loss(batch.to(self._device), self._smoothing)
+            loss = self.loss(batch.to(self.device), self._smoothing)
             cast("Any", loss.total / num_targets).backward()
             total += float(loss.total.detach())
             correct += loss.num_correct
@@ -70,9 +72,15 @@ class Stepper:
     def logits(self, batch: Batch) -> Tensor:
         """N x V at the batch's gathered positions."""
         with self._autocast():
-            if self._task == "classification":
+            if self.task == "classification":
                 return self._class_logits(batch)
             return self._token_logits(batch)
+
+    @torch.no_grad()
+    def answers(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
+        """Logits in fp32 without dropout, N x V."""
+        self._model.eval()
+        return self.logits(self.collate(rows, chosen).to(self.device)).float().cpu()
 
     def _token_logits(self, batch: Batch) -> Tensor:
         with self._gathering(batch.gather_N), self._segments(batch):
@@ -105,9 +113,9 @@ class Stepper:
         return nullcontext() if batch.lengths is None else segments(batch.lengths)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
+        if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     @torch.no_grad()
     def evaluate(self, rows: TokenRows, rows_per_batch: int, check: Callable[[], None]) -> Evaluation:
@@ -120,19 +128,19 @@ class Stepper:
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
                 check()
-                batch = self.collate(rows, chosen).to(self._device)
+                batch = self.collate(rows, chosen).to(self.device)
                 logits = self.logits(batch).float()
                 loss = summed_cross_entropy(logits, batch.targets_N)
                 total += float(loss.total)
                 correct += loss.num_correct
                 count += batch.targets_N.numel()
-                if self._task == "classification":
+                if self.task == "classification":
                     guesses += integers(logits.argmax(dim=-1))
                     targets += integers(batch.targets_N)
         finally:
             self._loaded.set_training()
         mean = total / count
-        if self._task == "classification":
+        if self.task == "classification":
             metrics = {"accuracy": correct / count, "f1_macro": macro_f1(guesses, targets)}
         else:
             metrics = {"perplexity": math.exp(min(mean, 700.0))}

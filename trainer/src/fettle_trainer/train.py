@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng
 from .collate import epoch_windows, micro_batches, steps_per_epoch
 from .data import Dataset, Tokeniser, TokenRows, file_sha256, load_dataset, tokenizer_sha256
 from .device import choose_compute, dtype_name, seed_everything
-from .events import EventLog, Heartbeat, peak_rss_bytes
+from .events import News, peak_rss_bytes
 from .failure import StopRequested, TrainFailure
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
@@ -48,16 +48,16 @@ class _Plan:
         return step == self.total_steps or step % (eval_steps or self.steps_per_epoch) == 0
 
 
-class Training:
-    """One attempt. `check` raises StopRequested when the process has been asked to end."""
+Verifier = Callable[[Path, Path, Path], float]
 
-    def __init__(
-        self, spec: TrainSpec, log: EventLog, heartbeat: Heartbeat, check: Callable[[], None]
-    ) -> None:
+
+class Training:
+    """One attempt. `verify` proves the artefact: its folder, the base model's, the probe file."""
+
+    def __init__(self, spec: TrainSpec, news: News, verify: Verifier) -> None:
         self._spec = spec
-        self._log = log
-        self._heartbeat = heartbeat
-        self._check = check
+        self._log, self._heartbeat, self._check = news.log, news.heartbeat, news.check
+        self._verify = verify
         self._output = Path(spec.output_dir)
         self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
         self._saved_at = time.monotonic()
@@ -100,7 +100,7 @@ class Training:
         if real != spec.data.train_sha256:
             raise TrainFailure(
                 "file_not_usable",
-                f"The training rows have changed: SHA-256 {real[:9]}…, expected {spec.data.train_sha256[:9]}….",
+                f"The training rows have changed: SHA-256 {real[:8]}…, not {spec.data.train_sha256[:8]}….",
                 "Start a new run from the file as it is now.",
             )
         decisive = asdict(spec)
@@ -131,7 +131,7 @@ class Training:
         tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
         cache = self._output / "cache"
         tokenizer = tokenizer_sha256(Path(spec.base_model.path))
-        dataset = load_dataset(Path(spec.data.train_path), tokeniser, cache, tokenizer)
+        dataset = load_dataset(Path(spec.data.train_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer)
         if len(dataset.rows) == 0:
             reason = dataset.refused[0].message if dataset.refused else "the file is empty."
             raise TrainFailure(
@@ -143,7 +143,9 @@ class Training:
             train, held = hold_out(dataset.rows, spec.seed)
             rows = _Rows(dataset.rows.select(train), dataset.rows.select(held))
         else:
-            other = load_dataset(Path(spec.data.validation_path), tokeniser, cache, tokenizer)
+            other = load_dataset(
+                Path(spec.data.validation_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer
+            )
             rows = _Rows(dataset.rows, other.rows)
             if other.num_refused:
                 first = other.refused[0]
@@ -200,7 +202,10 @@ class Training:
         self._optimiser = make_optimiser(self._trainable, hyper)
         self._schedule = make_schedule(hyper, self._plan.total_steps)
         self._stepper = Stepper(
-            self._loaded, self._spec.task, self._compute.dtype, hyper.label_smoothing_factor
+            self._loaded,
+            self._spec.task,
+            dtype=self._compute.dtype,
+            smoothing=hyper.label_smoothing_factor,
         )
         self._progress = Progress(
             fingerprint=fingerprint,
@@ -389,10 +394,11 @@ class Training:
         if best != progress.step:
             self._restore_weights(self._folder.load(best))
         made = artefact.export(self._loaded, self._spec, self._output)
-        probe = artefact.write_probe(self._loaded, self._stepper, self._spec, self._rows.train, self._compute)
+        probe = self._output / "cache" / "probe.safetensors"
+        artefact.write_probe(probe, self._stepper, self._rows.train)
         # Two copies of the model at once would need twice the memory.
         self._forget_model()
-        difference = artefact.verify_in_fresh_process(made, Path(self._spec.base_model.path), probe.path)
+        difference = self._verify(made, Path(self._spec.base_model.path), probe)
         self._log.write(
             "finished",
             step=progress.step,
