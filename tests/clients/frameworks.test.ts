@@ -14,7 +14,8 @@ afterAll(() => server.close());
 const model = "smollm2-135m-instruct";
 
 describe("ai + @ai-sdk/openai-compatible", () => {
-  const provider = () => createOpenAICompatible({ name: "fettle", baseURL: server.baseURL, apiKey: server.apiKey, includeUsage: true });
+  const provider = () =>
+    createOpenAICompatible({ name: "fettle", baseURL: server.baseURL, apiKey: server.apiKey, includeUsage: true });
 
   test("generateText and streamText", async () => {
     const whole = await generateText({ model: provider()(model), prompt: "Hi", maxOutputTokens: 2, temperature: 0 });
@@ -27,11 +28,16 @@ describe("ai + @ai-sdk/openai-compatible", () => {
 
   test("embedMany", async () => {
     const { embeddings } = await embedMany({ model: provider().embeddingModel("minilm"), values: ["a", "b"] });
-    expect(embeddings.map((vector) => vector.slice(0, 3))).toEqual([[0.5, -1, 0.25], [1.5, -1, 0.25]]);
+    expect(embeddings.map((vector) => vector.slice(0, 3))).toEqual([
+      [0.5, -1, 0.25],
+      [1.5, -1, 0.25],
+    ]);
   });
 
   test("a refusal carries our message", async () => {
-    await expect(generateText({ model: provider()("none-such"), prompt: "Hi", maxRetries: 0 })).rejects.toThrow("does not exist");
+    await expect(generateText({ model: provider()("none-such"), prompt: "Hi", maxRetries: 0 })).rejects.toThrow(
+      "does not exist",
+    );
   });
 });
 

@@ -10,7 +10,14 @@ beforeAll(async () => {
 });
 afterAll(() => server.close());
 
-const rows = Array.from({ length: 12 }, (_, index) => JSON.stringify({ messages: [{ role: "user", content: `q${index}` }, { role: "assistant", content: "a" }] })).join("\n");
+const rows = Array.from({ length: 12 }, (_, index) =>
+  JSON.stringify({
+    messages: [
+      { role: "user", content: `q${index}` },
+      { role: "assistant", content: "a" },
+    ],
+  }),
+).join("\n");
 const base = "smollm2-135m-instruct";
 
 describe.each([
@@ -18,7 +25,8 @@ describe.each([
   ["openai 7", OpenAI7 as unknown as typeof OpenAI6, toFile7 as unknown as typeof toFile6],
 ])("%s", (_name, OpenAI, toFile) => {
   const client = (options: object = {}) => new OpenAI({ baseURL: server.baseURL, apiKey: server.apiKey, ...options });
-  const upload = async () => client().files.create({ file: await toFile(Buffer.from(rows), "train.jsonl"), purpose: "fine-tune" });
+  const upload = async () =>
+    client().files.create({ file: await toFile(Buffer.from(rows), "train.jsonl"), purpose: "fine-tune" });
 
   test("files: create, wait, list, content, delete", async () => {
     const file = await upload();
@@ -28,23 +36,46 @@ describe.each([
     for await (const item of client().files.list({ limit: 1, purpose: "fine-tune" })) ids.push(item.id);
     expect(ids).toContain(file.id);
     expect((await client().files.delete(file.id)).deleted).toBe(true);
-    await expect(client().files.retrieve(file.id)).rejects.toMatchObject({ status: 404, code: "not_found", type: "invalid_request_error" });
+    await expect(client().files.retrieve(file.id)).rejects.toMatchObject({
+      status: 404,
+      code: "not_found",
+      type: "invalid_request_error",
+    });
   });
 
   test("uploads: parts, complete, cancel", async () => {
-    const upload = await client().uploads.create({ filename: "big.jsonl", purpose: "fine-tune", bytes: 10, mime_type: "application/jsonl" });
+    const upload = await client().uploads.create({
+      filename: "big.jsonl",
+      purpose: "fine-tune",
+      bytes: 10,
+      mime_type: "application/jsonl",
+    });
     const parts: string[] = [];
-    for (const text of ["hello", "world"]) parts.push((await client().uploads.parts.create(upload.id, { data: await toFile(Buffer.from(text), "part") })).id);
+    for (const text of ["hello", "world"])
+      parts.push(
+        (await client().uploads.parts.create(upload.id, { data: await toFile(Buffer.from(text), "part") })).id,
+      );
     const done = await client().uploads.complete(upload.id, { part_ids: parts });
     expect(done.status).toBe("completed");
     expect(done.file?.bytes).toBe(10);
-    const other = await client().uploads.create({ filename: "x", purpose: "fine-tune", bytes: 1, mime_type: "text/plain" });
+    const other = await client().uploads.create({
+      filename: "x",
+      purpose: "fine-tune",
+      bytes: 1,
+      mime_type: "text/plain",
+    });
     expect((await client().uploads.cancel(other.id)).status).toBe("cancelled");
   });
 
   test("a job from creation to its model, with events and checkpoints paged", async () => {
     const file = await upload();
-    const job = await client().fineTuning.jobs.create({ model: base, training_file: file.id, suffix: "x", metadata: { a: "b" }, method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 2, batch_size: "auto" } } } });
+    const job = await client().fineTuning.jobs.create({
+      model: base,
+      training_file: file.id,
+      suffix: "x",
+      metadata: { a: "b" },
+      method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 2, batch_size: "auto" } } },
+    });
     expect(job).toMatchObject({ status: "queued", result_files: [], error: null, hyperparameters: { n_epochs: 2 } });
     const name = await server.finish(job.id);
     const done = await client().fineTuning.jobs.retrieve(job.id);
@@ -55,7 +86,8 @@ describe.each([
     expect(events.length).toBe(new Set(events).size);
     expect(events.at(-1)).toContain("Created fine-tuning job");
     const checkpoints: number[] = [];
-    for await (const checkpoint of client().fineTuning.jobs.checkpoints.list(job.id, { limit: 1 })) checkpoints.push(checkpoint.step_number);
+    for await (const checkpoint of client().fineTuning.jobs.checkpoints.list(job.id, { limit: 1 }))
+      checkpoints.push(checkpoint.step_number);
     expect(checkpoints).toEqual([2, 1]);
     const listed: string[] = [];
     for await (const item of client().fineTuning.jobs.list({ limit: 2, metadata: { a: "b" } })) listed.push(item.id);
@@ -92,7 +124,9 @@ describe.each([
 
   test("dpo is a clear refusal with its code and field", async () => {
     const file = await upload();
-    await expect(client().fineTuning.jobs.create({ model: base, training_file: file.id, method: { type: "dpo", dpo: {} } })).rejects.toMatchObject({ status: 400, code: "unsupported_method", param: "method.type" });
+    await expect(
+      client().fineTuning.jobs.create({ model: base, training_file: file.id, method: { type: "dpo", dpo: {} } }),
+    ).rejects.toMatchObject({ status: 400, code: "unsupported_method", param: "method.type" });
   });
 
   test("models: list, and one whose name has a slash", async () => {
@@ -105,13 +139,24 @@ describe.each([
 
   test("chat: whole, streamed, with logprobs and usage", async () => {
     const messages = [{ role: "user" as const, content: "Hi" }];
-    const whole = await client().chat.completions.create({ model: base, messages, logprobs: true, top_logprobs: 1, max_completion_tokens: 2 });
+    const whole = await client().chat.completions.create({
+      model: base,
+      messages,
+      logprobs: true,
+      top_logprobs: 1,
+      max_completion_tokens: 2,
+    });
     expect(whole.choices[0]?.message.content).toBe("Hello there ");
     expect(whole.choices[0]?.finish_reason).toBe("length");
     expect(whole._request_id).toMatch(/^req_/);
     let text = "";
     let usage = 0;
-    for await (const chunk of await client().chat.completions.create({ model: base, messages, stream: true, stream_options: { include_usage: true } })) {
+    for await (const chunk of await client().chat.completions.create({
+      model: base,
+      messages,
+      stream: true,
+      stream_options: { include_usage: true },
+    })) {
       text += chunk.choices[0]?.delta.content ?? "";
       usage = chunk.usage?.total_tokens ?? usage;
     }
@@ -124,7 +169,11 @@ describe.each([
     server.world.inference.failure = new Error("boom");
     server.world.inference.failAfter = 1;
     try {
-      const stream = await client().chat.completions.create({ model: base, messages: [{ role: "user", content: "Hi" }], stream: true });
+      const stream = await client().chat.completions.create({
+        model: base,
+        messages: [{ role: "user", content: "Hi" }],
+        stream: true,
+      });
       await expect(async () => {
         for await (const chunk of stream) expect(chunk.object).toBe("chat.completion.chunk");
       }).rejects.toThrow("Something went wrong on our side");
@@ -136,7 +185,11 @@ describe.each([
   test("leaving a stream stops the generation", async () => {
     server.world.inference.hold = new Promise(() => undefined);
     try {
-      const stream = await client().chat.completions.create({ model: base, messages: [{ role: "user", content: "Hi" }], stream: true });
+      const stream = await client().chat.completions.create({
+        model: base,
+        messages: [{ role: "user", content: "Hi" }],
+        stream: true,
+      });
       for await (const chunk of stream) {
         if (chunk.choices[0]?.delta.content) break;
       }
@@ -156,7 +209,12 @@ describe.each([
   });
 
   test("a wrong key is an AuthenticationError, an unknown route tells about /v1", async () => {
-    await expect(client({ apiKey: "fettle_no" }).models.list()).rejects.toMatchObject({ status: 401, code: "invalid_api_key" });
-    await expect(client({ baseURL: server.baseURL.replace("/v1", "") }).models.list()).rejects.toThrow("/openapi.json lists the routes");
+    await expect(client({ apiKey: "fettle_no" }).models.list()).rejects.toMatchObject({
+      status: 401,
+      code: "invalid_api_key",
+    });
+    await expect(client({ baseURL: server.baseURL.replace("/v1", "") }).models.list()).rejects.toThrow(
+      "/openapi.json lists the routes",
+    );
   });
 });

@@ -19,7 +19,23 @@ async function installed(version: string): Promise<string> {
   if (existsSync(join(folder, "openai"))) return folder;
   const making = `${folder}.${process.pid}`;
   await mkdir(making, { recursive: true });
-  await run(python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:", "--target", making, `openai==${version}`], { timeout: 120_000 });
+  await run(
+    python,
+    [
+      "-m",
+      "pip",
+      "install",
+      "--quiet",
+      "--disable-pip-version-check",
+      "--no-input",
+      "--only-binary",
+      ":all:",
+      "--target",
+      making,
+      `openai==${version}`,
+    ],
+    { timeout: 120_000 },
+  );
   await rm(folder, { recursive: true, force: true });
   await rename(making, folder);
   return folder;
@@ -31,35 +47,53 @@ beforeAll(async () => {
 });
 afterAll(() => server.close());
 
-test.each(["2.54.0", "3.22.1"])("openai %s from PyPI: files, uploads, jobs, inference, refusals", { timeout: 180_000 }, async (version) => {
-  const folder = await installed(version);
-  const { stdout } = await run(python, [join(import.meta.dirname, "python", "conformance.py"), server.baseURL, server.apiKey], {
-    env: { PATH: process.env.PATH, PYTHONPATH: folder, NO_PROXY: "127.0.0.1" },
-    timeout: 60_000,
-  });
-  const seen = JSON.parse(stdout);
-  expect(seen.version).toBe(version);
-  expect(seen.files).toMatchObject({ status: "processed", same_bytes: true, upload: ["completed", 2500], listed: true, deleted: true, gone: ["NotFoundError", 404, "not_found", "file_id"] });
-  expect(seen.jobs).toMatchObject({
-    status: "queued",
-    epochs: 2,
-    cancelled: "cancelled",
-    again: ["ConflictError", 409, "conflict", "fine_tuning_job_id"],
-    checkpoints: [],
-    listed: true,
-    unknown_model: ["NotFoundError", 404, "model_not_found", "model"],
-  });
-  expect(seen.jobs.events).toEqual(['The field "trainingType" is not known here and was ignored.', expect.stringContaining("Created fine-tuning job: ftjob-")]);
-  expect(seen.inference).toMatchObject({
-    chat: "Hello there friend",
-    logprob: -0.5,
-    request_id: "req_",
-    stream: ["Hello there friend", 10],
-    completion: "Hello there friend",
-    embedding: [1.5, -1, 0.25],
-    slash: "org/tiny-t5",
-    wrong_key: ["AuthenticationError", 401, "invalid_api_key", null],
-  });
-  expect(seen.inference.models).toContain("minilm");
-  expect(seen.parallel).toBe(true);
-});
+test.each(["2.54.0", "3.22.1"])(
+  "openai %s from PyPI: files, uploads, jobs, inference, refusals",
+  { timeout: 180_000 },
+  async (version) => {
+    const folder = await installed(version);
+    const { stdout } = await run(
+      python,
+      [join(import.meta.dirname, "python", "conformance.py"), server.baseURL, server.apiKey],
+      {
+        env: { PATH: process.env.PATH, PYTHONPATH: folder, NO_PROXY: "127.0.0.1" },
+        timeout: 60_000,
+      },
+    );
+    const seen = JSON.parse(stdout);
+    expect(seen.version).toBe(version);
+    expect(seen.files).toMatchObject({
+      status: "processed",
+      same_bytes: true,
+      upload: ["completed", 2500],
+      listed: true,
+      deleted: true,
+      gone: ["NotFoundError", 404, "not_found", "file_id"],
+    });
+    expect(seen.jobs).toMatchObject({
+      status: "queued",
+      epochs: 2,
+      cancelled: "cancelled",
+      again: ["ConflictError", 409, "conflict", "fine_tuning_job_id"],
+      checkpoints: [],
+      listed: true,
+      unknown_model: ["NotFoundError", 404, "model_not_found", "model"],
+    });
+    expect(seen.jobs.events).toEqual([
+      'The field "trainingType" is not known here and was ignored.',
+      expect.stringContaining("Created fine-tuning job: ftjob-"),
+    ]);
+    expect(seen.inference).toMatchObject({
+      chat: "Hello there friend",
+      logprob: -0.5,
+      request_id: "req_",
+      stream: ["Hello there friend", 10],
+      completion: "Hello there friend",
+      embedding: [1.5, -1, 0.25],
+      slash: "org/tiny-t5",
+      wrong_key: ["AuthenticationError", 401, "invalid_api_key", null],
+    });
+    expect(seen.inference.models).toContain("minilm");
+    expect(seen.parallel).toBe(true);
+  },
+);

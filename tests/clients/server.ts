@@ -25,13 +25,20 @@ export async function startClientServer(): Promise<ClientServer> {
   const { fetch } = world.router.app;
   const answer: typeof fetch = async (request, bindings, context) => {
     const path = new URL(request.url).pathname;
-    seen.push({ method: request.method, path: request.url.slice(new URL(request.url).origin.length), headers: Object.fromEntries(request.headers) });
+    seen.push({
+      method: request.method,
+      path: request.url.slice(new URL(request.url).origin.length),
+      headers: Object.fromEntries(request.headers),
+    });
     const response = await fetch(request, bindings, context);
     const left = lost.get(`${request.method} ${path}`) ?? 0;
     if (left === 0) return response;
     lost.set(`${request.method} ${path}`, left - 1);
     await response.text();
-    return Response.json({ error: { message: "lost", type: "server_error", param: null, code: null } }, { status: 500 });
+    return Response.json(
+      { error: { message: "lost", type: "server_error", param: null, code: null } },
+      { status: 500 },
+    );
   };
   listening.open({ ...world.router, app: Object.assign(Object.create(world.router.app), { fetch: answer }) });
   return {
@@ -58,12 +65,42 @@ async function finish({ deps }: World, runId: string): Promise<string> {
   const name = `ft:${run.baseModel}:default:${run.request.suffix ?? ""}:${runId.slice(-8)}`;
   await runs.ingest(lease, {
     events: Array.from({ length: 25 }, (_, index) =>
-      sampleEvent(`step:${index + 1}`, { type: "metrics", message: `Step ${index + 1}/25: training loss=${(1 / (index + 1)).toFixed(2)}`, data: { step: index + 1, train_loss: 1 / (index + 1) }, createdAt: now }),
+      sampleEvent(`step:${index + 1}`, {
+        type: "metrics",
+        message: `Step ${index + 1}/25: training loss=${(1 / (index + 1)).toFixed(2)}`,
+        data: { step: index + 1, train_loss: 1 / (index + 1) },
+        createdAt: now,
+      }),
     ),
     offset: 100,
-    checkpoints: [1, 2].map((step) => ({ id: `ftckpt_${runId.slice(-8)}_${step}`, runId, step, modelName: `${name}:ckpt-step-${step}`, path: `checkpoints/${step}`, metrics: { train_loss: 0.5 }, createdAt: now })),
-    model: { name, projectId: "default", runId, baseModel: run.baseModel, task: "chat", method: "lora", artefact: `runs/${runId}/artefact`, artefactSha256: "0".repeat(64), labels: null, createdAt: now },
-    change: (before) => ({ ...before, status: "succeeded", fineTunedModel: name, trainedTokens: 1234, finishedAt: now }),
+    checkpoints: [1, 2].map((step) => ({
+      id: `ftckpt_${runId.slice(-8)}_${step}`,
+      runId,
+      step,
+      modelName: `${name}:ckpt-step-${step}`,
+      path: `checkpoints/${step}`,
+      metrics: { train_loss: 0.5 },
+      createdAt: now,
+    })),
+    model: {
+      name,
+      projectId: "default",
+      runId,
+      baseModel: run.baseModel,
+      task: "chat",
+      method: "lora",
+      artefact: `runs/${runId}/artefact`,
+      artefactSha256: "0".repeat(64),
+      labels: null,
+      createdAt: now,
+    },
+    change: (before) => ({
+      ...before,
+      status: "succeeded",
+      fineTunedModel: name,
+      trainedTokens: 1234,
+      finishedAt: now,
+    }),
   });
   return name;
 }

@@ -45,7 +45,9 @@ export const dataObjectSchema = z
   .meta({ id: "Data" });
 export type DataObject = z.infer<typeof dataObjectSchema>;
 
-export const dataListSchema = z.strictObject({ object: z.literal("list"), data: z.array(dataObjectSchema), has_more: z.boolean() }).meta({ id: "DataList" });
+export const dataListSchema = z
+  .strictObject({ object: z.literal("list"), data: z.array(dataObjectSchema), has_more: z.boolean() })
+  .meta({ id: "DataList" });
 export const dataListQuerySchema = z.strictObject({
   after: objectIdSchema.optional(),
   limit: z.coerce.number().int().min(1).max(1000).default(100),

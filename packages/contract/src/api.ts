@@ -1,6 +1,13 @@
 /** Fettle's own API under /api: runs, models, keys, status. Same words as the OpenAI surface, more facts, nothing rounded off. */
 import { z } from "zod";
-import { lineSchema, metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
+import {
+  lineSchema,
+  metadataSchema,
+  modelNameSchema,
+  objectIdSchema,
+  pageQuerySchema,
+  unixTimeSchema,
+} from "./openai.js";
 import { jobStatusSchema } from "./openai-jobs.js";
 import { familySchema, hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
 
@@ -60,7 +67,9 @@ export const runObjectSchema = z
   .meta({ id: "Run" });
 export type RunObject = z.infer<typeof runObjectSchema>;
 
-export const runListSchema = z.strictObject({ object: z.literal("list"), data: z.array(runObjectSchema), has_more: z.boolean() }).meta({ id: "RunList" });
+export const runListSchema = z
+  .strictObject({ object: z.literal("list"), data: z.array(runObjectSchema), has_more: z.boolean() })
+  .meta({ id: "RunList" });
 export const runListQuerySchema = pageQuerySchema(20, 100);
 
 /** `seq` grows by one from 1 within a run; it is the SSE event id, so `Last-Event-ID: 17` goes on at 18. */
@@ -82,7 +91,13 @@ export const runEventListSchema = z
   .strictObject({ object: z.literal("list"), data: z.array(runEventSchema), has_more: z.boolean() })
   .meta({ id: "RunEventList" });
 export const runEventQuerySchema = z.strictObject({
-  since: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0).describe("only events with a greater seq"),
+  since: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(Number.MAX_SAFE_INTEGER)
+    .default(0)
+    .describe("only events with a greater seq"),
   limit: z.coerce.number().int().min(1).max(1000).default(100),
 });
 
@@ -106,7 +121,9 @@ export const modelObjectSchema = z
   })
   .meta({ id: "FettleModel" });
 export type ModelObject = z.infer<typeof modelObjectSchema>;
-export const modelListSchema = z.strictObject({ object: z.literal("list"), data: z.array(modelObjectSchema) }).meta({ id: "FettleModelList" });
+export const modelListSchema = z
+  .strictObject({ object: z.literal("list"), data: z.array(modelObjectSchema) })
+  .meta({ id: "FettleModelList" });
 
 export const classifyRequestSchema = z
   .strictObject({
@@ -153,16 +170,27 @@ export const keyObjectSchema = z
   })
   .meta({ id: "Key" });
 export type KeyObject = z.infer<typeof keyObjectSchema>;
-export const createdKeySchema = keyObjectSchema.extend({ key: z.string().describe("the secret, shown this once") }).meta({ id: "CreatedKey" });
-export const keyListSchema = z.strictObject({ object: z.literal("list"), data: z.array(keyObjectSchema) }).meta({ id: "KeyList" });
+export const createdKeySchema = keyObjectSchema
+  .extend({ key: z.string().describe("the secret, shown this once") })
+  .meta({ id: "CreatedKey" });
+export const keyListSchema = z
+  .strictObject({ object: z.literal("list"), data: z.array(keyObjectSchema) })
+  .meta({ id: "KeyList" });
 
 export const statusSchema = z
   .strictObject({
     version: z.string(),
     started_at: unixTimeSchema,
     database: z.enum(["ok", "down"]),
-    models: z.array(z.strictObject({ base: z.string(), adapters: z.number().int(), rss_bytes: z.number(), busy: z.number().int() })),
-    runs: z.strictObject({ validating_files: z.number().int(), queued: z.number().int(), running: z.number().int(), paused: z.number().int() }),
+    models: z.array(
+      z.strictObject({ base: z.string(), adapters: z.number().int(), rss_bytes: z.number(), busy: z.number().int() }),
+    ),
+    runs: z.strictObject({
+      validating_files: z.number().int(),
+      queued: z.number().int(),
+      running: z.number().int(),
+      paused: z.number().int(),
+    }),
     disk: z.strictObject({ free_bytes: z.number(), total_bytes: z.number() }),
     memory: z.strictObject({ free_bytes: z.number(), total_bytes: z.number(), server_rss_bytes: z.number() }),
   })

@@ -53,7 +53,9 @@ export const samplingSchema = {
   presence_penalty: z.number().min(-2).max(2).nullish(),
   logit_bias: logitBiasSchema.nullish(),
   stream: z.boolean().nullish(),
-  stream_options: z.strictObject({ include_usage: z.boolean().optional(), include_obfuscation: z.boolean().optional() }).nullish(),
+  stream_options: z
+    .strictObject({ include_usage: z.boolean().optional(), include_obfuscation: z.boolean().optional() })
+    .nullish(),
   user: z.string().max(512).nullish(),
 };
 const maxTokensSchema = z.number().int().min(1).max(1_000_000);
@@ -74,7 +76,10 @@ export const createChatCompletionSchema = z
     logprobs: z.boolean().nullish(),
     top_logprobs: z.number().int().min(0).max(20).nullish(),
     response_format: responseFormatSchema.nullish(),
-    tools: z.array(z.looseObject({ type: z.string().max(64) })).max(128).nullish(),
+    tools: z
+      .array(z.looseObject({ type: z.string().max(64) }))
+      .max(128)
+      .nullish(),
     tool_choice: z.union([z.string().max(64), z.looseObject({})]).nullish(),
     parallel_tool_calls: z.boolean().nullish(),
     functions: z.array(z.looseObject({})).max(128).nullish(),
@@ -110,7 +115,9 @@ export const tokenLogprobSchema = z
     token: z.string(),
     logprob: z.number(),
     bytes: z.array(z.number().int()).nullable(),
-    top_logprobs: z.array(z.strictObject({ token: z.string(), logprob: z.number(), bytes: z.array(z.number().int()).nullable() })),
+    top_logprobs: z.array(
+      z.strictObject({ token: z.string(), logprob: z.number(), bytes: z.array(z.number().int()).nullable() }),
+    ),
   })
   .meta({ id: "TokenLogprob" });
 const choiceLogprobsSchema = z.strictObject({ content: z.array(tokenLogprobSchema).nullable(), refusal: z.null() });
@@ -146,7 +153,11 @@ export const chatCompletionChunkSchema = z
     choices: z.array(
       z.strictObject({
         index: z.number().int(),
-        delta: z.strictObject({ role: z.literal("assistant").optional(), content: z.string().optional(), refusal: z.null().optional() }),
+        delta: z.strictObject({
+          role: z.literal("assistant").optional(),
+          content: z.string().optional(),
+          refusal: z.null().optional(),
+        }),
         logprobs: choiceLogprobsSchema.nullable(),
         finish_reason: finishReasonSchema.nullable(),
       }),

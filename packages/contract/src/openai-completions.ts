@@ -52,7 +52,10 @@ export const createEmbeddingSchema = z
   .strictObject({
     model: modelNameSchema,
     input: z.union([text.min(1), z.array(text.min(1)).min(1).max(2048), tokens, z.array(tokens).min(1).max(2048)]),
-    encoding_format: z.enum(["float", "base64"]).nullish().describe("float when absent, as OpenAI; official clients send base64"),
+    encoding_format: z
+      .enum(["float", "base64"])
+      .nullish()
+      .describe("float when absent, as OpenAI; official clients send base64"),
     dimensions: z.number().int().min(1).max(65536).nullish(),
     user: z.string().max(512).nullish(),
   })

@@ -1,6 +1,13 @@
 /** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`. */
 import { z } from "zod";
-import { lineSchema, metadataSchema, modelNameSchema, objectIdSchema, pageQuerySchema, unixTimeSchema } from "./openai.js";
+import {
+  lineSchema,
+  metadataSchema,
+  modelNameSchema,
+  objectIdSchema,
+  pageQuerySchema,
+  unixTimeSchema,
+} from "./openai.js";
 import { hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
 
 const auto = z.literal("auto");
@@ -73,12 +80,22 @@ export const createJobSchema = z
     metadata: metadataSchema.nullish(),
     integrations: z.array(integrationSchema).max(5).nullish(),
     method: jobMethodSchema.nullish(),
-    hyperparameters: jobHyperparametersSchema.nullish().describe("deprecated place; method.supervised.hyperparameters wins"),
+    hyperparameters: jobHyperparametersSchema
+      .nullish()
+      .describe("deprecated place; method.supervised.hyperparameters wins"),
   })
   .meta({ id: "CreateFineTuningJob" });
 export type CreateJob = z.infer<typeof createJobSchema>;
 
-export const jobStatusSchema = z.enum(["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]);
+export const jobStatusSchema = z.enum([
+  "validating_files",
+  "queued",
+  "running",
+  "paused",
+  "succeeded",
+  "failed",
+  "cancelled",
+]);
 
 /** What a job shows of its hyperparameters: "auto" until resolved, then the number used. */
 export const shownHyperparametersSchema = z
@@ -104,7 +121,11 @@ export const jobObjectSchema = z
     hyperparameters: shownHyperparametersSchema,
     method: z.strictObject({
       type: z.literal("supervised"),
-      supervised: z.strictObject({ hyperparameters: shownHyperparametersSchema, method: methodSchema.optional(), task: taskSchema.optional() }),
+      supervised: z.strictObject({
+        hyperparameters: shownHyperparametersSchema,
+        method: methodSchema.optional(),
+        task: taskSchema.optional(),
+      }),
     }),
     integrations: z.array(integrationSchema).nullable(),
     estimated_finish: unixTimeSchema.nullable(),

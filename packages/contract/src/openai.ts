@@ -8,7 +8,8 @@ export const unixTimeSchema = z.number().int().min(0);
 /** One line of text without control characters: a database column and a log line can hold it. */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is refused
 const plain = /^[^\u0000-\u001f\u007f]*$/;
-export const lineSchema = (maxLength: number) => z.string().max(maxLength).regex(plain, "text without control characters");
+export const lineSchema = (maxLength: number) =>
+  z.string().max(maxLength).regex(plain, "text without control characters");
 
 export const objectIdSchema = lineSchema(256).min(1);
 export const modelNameSchema = lineSchema(512).min(1);
@@ -47,10 +48,18 @@ export const pageQuerySchema = (defaultLimit: number, maxLimit: number) =>
 
 /** Up to 16 pairs, as OpenAI has them. */
 export const metadataSchema = z
-  .record(lineSchema(64).min(1), z.string().max(512).regex(/^[^\0]*$/, "text without NUL"))
+  .record(
+    lineSchema(64).min(1),
+    z
+      .string()
+      .max(512)
+      .regex(/^[^\0]*$/, "text without NUL"),
+  )
   .refine((pairs) => Object.keys(pairs).length <= 16, "At most 16 pairs are allowed.");
 
-export const deletedSchema = z.strictObject({ id: z.string(), object: z.string(), deleted: z.literal(true) }).meta({ id: "Deleted" });
+export const deletedSchema = z
+  .strictObject({ id: z.string(), object: z.string(), deleted: z.literal(true) })
+  .meta({ id: "Deleted" });
 
 export const openaiModelSchema = z
   .strictObject({

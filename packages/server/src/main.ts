@@ -5,7 +5,7 @@
  * background work and dispatcher; from `open` on the API answers. End: the same backwards; trainers go on.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -18,7 +18,6 @@ import { startBackground } from "./background/dbos.js";
 import { localBlobs } from "./blobs/local.js";
 import { FolderCatalogue } from "./catalogue/catalogue.js";
 import { type Config, loadConfig } from "./config.js";
-import { AppError } from "./domain/error.js";
 import { createApp } from "./http/app.js";
 import { listen } from "./http/listen.js";
 import { InferencePool } from "./inference/pool.js";
@@ -50,7 +49,9 @@ export interface RunningServer {
 
 const repository = fileURLToPath(new URL("../../..", import.meta.url));
 const trainerSource = join(repository, "trainer", "src");
-const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string };
+const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+  version: string;
+};
 /** How long answers in flight may take when the server ends. */
 const graceMs = 2000;
 
@@ -61,7 +62,7 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
   mkdirSync(config.home, { recursive: true, mode: 0o700 });
   const owner = thisOwner();
   const serverFile = await claimHome(config.home, { owner, isDead: ownerIsDead });
-  const undo: (() => Promise<unknown>)[] = [];
+  const undo: (() => Promise<unknown>)[] = [hearRejections(log)];
   const close = async (): Promise<void> => {
     for (const step of undo.splice(0).reverse()) {
       await step().catch((error: unknown) => log.error({ err: error }, "a part of the server did not end well"));
@@ -90,7 +91,15 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
   }
 }
 
-const hostsOf = ({ server }: Config): string[] => [...server.allowedHosts, server.host].map((host) => host.toLowerCase());
+/** A forgotten rejection is a fault of ours, but no reason to drop everybody's requests. */
+function hearRejections(log: Log): () => Promise<unknown> {
+  const hear = (error: unknown): void => log.error({ err: error }, "a promise was rejected and nobody listened");
+  process.on("unhandledRejection", hear);
+  return async () => process.off("unhandledRejection", hear);
+}
+
+const hostsOf = ({ server }: Config): string[] =>
+  [...server.allowedHosts, server.host].map((host) => host.toLowerCase());
 
 interface Parts {
   config: Config;
@@ -98,7 +107,14 @@ interface Parts {
   python: string;
 }
 
-function compose({ config, options, log, python, store, databaseUrl }: Parts & { log: Log; store: AppDeps["store"]; databaseUrl: string }): AppDeps {
+function compose({
+  config,
+  options,
+  log,
+  python,
+  store,
+  databaseUrl,
+}: Parts & { log: Log; store: AppDeps["store"]; databaseUrl: string }): AppDeps {
   const blobs = localBlobs(join(config.home, "blobs"));
   const reader = dataReader();
   const background = startBackground({
@@ -162,35 +178,12 @@ function dispatch({ config, options, python, deps, owner }: Parts & { deps: AppD
     {
       owner,
       ownerIsDead,
-      capacity: { maxConcurrent: config.runs.maxConcurrent === "auto" ? null : config.runs.maxConcurrent, memoryBytes: shares.trainingBytes },
+      capacity: {
+        maxConcurrent: config.runs.maxConcurrent === "auto" ? null : config.runs.maxConcurrent,
+        memoryBytes: shares.trainingBytes,
+      },
       numThreads: shares.trainerThreads,
       checkpointSeconds: config.runs.checkpointSeconds,
     },
   );
-}
-
-/** `node --import tsx packages/server/src/main.ts`: runs until SIGTERM or SIGINT; a second signal ends it at once. */
-async function runUntilSignal(): Promise<void> {
-  const log = systemLog(process.env["FETTLE_LOG"] ?? "warn");
-  process.on("unhandledRejection", (error) => log.error({ err: error }, "a promise was rejected and nobody listened"));
-  const server = await startServer({ env: process.env, cwd: process.cwd(), log });
-  const lines = [`Fettle ${version} is ready: ${server.url}`, `OpenAI clients: OPENAI_BASE_URL=${server.url}/v1`];
-  if (server.newAdminKey !== null) lines.push(`Admin key, shown this once and kept in ${join(server.config.home, "admin_key")}: ${server.newAdminKey}`);
-  process.stdout.write(`${lines.join("\n")}\n`);
-  let ending = false;
-  const end = (): void => {
-    if (ending) process.exit(130);
-    ending = true;
-    void server.close().then(() => process.exit(0));
-  };
-  process.on("SIGTERM", end);
-  process.on("SIGINT", end);
-}
-
-const startedDirectly = process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url);
-if (startedDirectly) {
-  runUntilSignal().catch((error: unknown) => {
-    process.stderr.write(error instanceof AppError ? `error ${error.code}: ${error.message}\n` : `${error instanceof Error ? error.stack : String(error)}\n`);
-    process.exitCode = 1;
-  });
 }

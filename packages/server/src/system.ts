@@ -30,5 +30,14 @@ export const systemIds: Ids = { make: (prefix) => prefix + randomText(), bytes: 
 
 /** JSON lines on stderr. Keys and passwords never get in: what might hold them is removed by name. */
 export function systemLog(level: string): Log {
-  return pino({ level, redact: { paths: ["authorization", "*.authorization", "secret", "*.secret", "key_secret", "databaseUrl"], censor: "[removed]" } }, pino.destination({ dest: 2, sync: false }));
+  return pino(
+    {
+      level,
+      redact: {
+        paths: ["authorization", "*.authorization", "secret", "*.secret", "key_secret", "databaseUrl"],
+        censor: "[removed]",
+      },
+    },
+    pino.destination({ dest: 2, sync: false }),
+  );
 }

@@ -15,7 +15,10 @@ export interface OpenedChat {
 }
 type ChatDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">;
 
-export async function openChat(deps: ChatDeps, input: { projectId: string; request: CreateChatCompletion; signal: AbortSignal }): Promise<OpenedChat> {
+export async function openChat(
+  deps: ChatDeps,
+  input: { projectId: string; request: CreateChatCompletion; signal: AbortSignal },
+): Promise<OpenedChat> {
   const { request, signal } = input;
   refuseUnsupported(request);
   const model = await resolveModel(deps, { projectId: input.projectId, name: request.model });
@@ -26,30 +29,55 @@ export async function openChat(deps: ChatDeps, input: { projectId: string; reque
   if (target.task === "classification") {
     const text = lastUserText(messages);
     const topLogprobs = request.logprobs ? (request.top_logprobs ?? 0) : null;
-    return { parts: generateChoices(choices, () => labelAsTokens(deps, { target, text, topLogprobs, signal }), signal) };
+    return {
+      parts: generateChoices(choices, () => labelAsTokens(deps, { target, text, topLogprobs, signal }), signal),
+    };
   }
   const prompt: GenerateRequest["prompt"] = target.task === "seq2seq" ? { text: lastUserText(messages) } : { messages };
-  return { parts: generateChoices(choices, (index, own) => deps.inference.generate(target, generateRequest(request, { prompt, index }), own), signal) };
+  return {
+    parts: generateChoices(
+      choices,
+      (index, own) => deps.inference.generate(target, generateRequest(request, { prompt, index }), own),
+      signal,
+    ),
+  };
 }
 
 /** An encoder without a head has nothing to say. */
 export function mustGenerate(model: ResolvedModel): void {
   if (model.base.family === "encoder" && model.tuned === null) {
-    throw new AppError("unsupported_parameter", `"${model.name}" is an encoder: it cannot write text. Use POST /v1/embeddings, or tune it for classification first.`, { param: "model" });
+    throw new AppError(
+      "unsupported_parameter",
+      `"${model.name}" is an encoder: it cannot write text. Use POST /v1/embeddings, or tune it for classification first.`,
+      { param: "model" },
+    );
   }
 }
 
 /** Valid OpenAI, not done here: a silent difference in the answer would be worse than a refusal. */
 function refuseUnsupported(request: CreateChatCompletion): void {
-  const no = (param: string, instead: string): AppError => new AppError("unsupported_parameter", `\`${param}\` is not supported here. ${instead}`, { param });
+  const no = (param: string, instead: string): AppError =>
+    new AppError("unsupported_parameter", `\`${param}\` is not supported here. ${instead}`, { param });
   const toolsWanted = request.tool_choice !== "none" && request.function_call !== "none";
-  if (request.tools?.length && toolsWanted) throw no("tools", "Describe the tools in a system message and ask for JSON with response_format {\"type\":\"json_object\"}.");
-  if (request.functions?.length && toolsWanted) throw no("functions", "Describe the functions in a system message and ask for JSON with response_format {\"type\":\"json_object\"}.");
-  if (request.response_format?.type === "json_schema") throw no("response_format.type", 'Use {"type":"json_object"} and give the schema in a message.');
-  if (request.audio || request.modalities?.some((modality) => modality !== "text")) throw no("modalities", "Only text is answered.");
+  if (request.tools?.length && toolsWanted)
+    throw no(
+      "tools",
+      'Describe the tools in a system message and ask for JSON with response_format {"type":"json_object"}.',
+    );
+  if (request.functions?.length && toolsWanted)
+    throw no(
+      "functions",
+      'Describe the functions in a system message and ask for JSON with response_format {"type":"json_object"}.',
+    );
+  if (request.response_format?.type === "json_schema")
+    throw no("response_format.type", 'Use {"type":"json_object"} and give the schema in a message.');
+  if (request.audio || request.modalities?.some((modality) => modality !== "text"))
+    throw no("modalities", "Only text is answered.");
   if (request.web_search_options) throw no("web_search_options", "Put what was found into a message.");
   if (request.top_logprobs != null && !request.logprobs) {
-    throw new AppError("invalid_request", "`top_logprobs` needs `logprobs`: true. Set it, or leave top_logprobs out.", { param: "top_logprobs" });
+    throw new AppError("invalid_request", "`top_logprobs` needs `logprobs`: true. Set it, or leave top_logprobs out.", {
+      param: "top_logprobs",
+    });
   }
 }
 
@@ -62,28 +90,48 @@ interface PlainMessage {
 /** Text parts are joined; pictures and sound are refused. */
 function plainMessage(message: RequestMessage, index: number): PlainMessage {
   const { role, content, name, tool_calls, tool_call_id } = message;
-  const extras = { ...(name !== undefined && { name }), ...(tool_calls !== undefined && { tool_calls }), ...(tool_call_id !== undefined && { tool_call_id }) };
+  const extras = {
+    ...(name !== undefined && { name }),
+    ...(tool_calls !== undefined && { tool_calls }),
+    ...(tool_call_id !== undefined && { tool_call_id }),
+  };
   if (content === null || content === undefined) {
     if (role === "assistant") return { role, content: null, ...extras };
-    throw new AppError("invalid_request", `messages[${index}].content is missing: a ${role} message needs text. Give it, or leave the message out.`, { param: `messages[${index}].content` });
+    throw new AppError(
+      "invalid_request",
+      `messages[${index}].content is missing: a ${role} message needs text. Give it, or leave the message out.`,
+      { param: `messages[${index}].content` },
+    );
   }
   if (typeof content === "string") return { role, content, ...extras };
   const texts = content.map((part, position) => {
     if (part.type === "text") return part.text;
     if (part.type === "refusal") return part.refusal;
     const param = `messages[${index}].content[${position}].type`;
-    throw new AppError("unsupported_parameter", `${param} is "${part.type}": these models read text only. Use {"type":"text"}.`, { param });
+    throw new AppError(
+      "unsupported_parameter",
+      `${param} is "${part.type}": these models read text only. Use {"type":"text"}.`,
+      { param },
+    );
   });
   return { role, content: texts.join(""), ...extras };
 }
 
 function lastUserText(messages: PlainMessage[]): string {
   const last = messages.findLast((message) => message.role === "user" && message.content !== null);
-  if (last?.content == null) throw new AppError("invalid_request", "No message has the role \"user\": this model answers the last user message. Add one.", { param: "messages" });
+  if (last?.content == null)
+    throw new AppError(
+      "invalid_request",
+      'No message has the role "user": this model answers the last user message. Add one.',
+      { param: "messages" },
+    );
   return last.content;
 }
 
-function generateRequest(request: CreateChatCompletion, choice: { prompt: GenerateRequest["prompt"]; index: number }): GenerateRequest {
+function generateRequest(
+  request: CreateChatCompletion,
+  choice: { prompt: GenerateRequest["prompt"]; index: number },
+): GenerateRequest {
   return {
     ...samplingOf(request, choice.index),
     prompt: choice.prompt,
@@ -94,10 +142,16 @@ function generateRequest(request: CreateChatCompletion, choice: { prompt: Genera
   };
 }
 
-type Sampling = Pick<CreateChatCompletion, "temperature" | "top_p" | "stop" | "seed" | "frequency_penalty" | "presence_penalty" | "logit_bias">;
+type Sampling = Pick<
+  CreateChatCompletion,
+  "temperature" | "top_p" | "stop" | "seed" | "frequency_penalty" | "presence_penalty" | "logit_bias"
+>;
 
 /** Choice `index` of a seeded request gets its own seed, so that choices differ and the whole answer repeats. */
-export function samplingOf(request: Sampling, index: number): Omit<GenerateRequest, "prompt" | "maxTokens" | "logprobs" | "jsonMode" | "echo"> {
+export function samplingOf(
+  request: Sampling,
+  index: number,
+): Omit<GenerateRequest, "prompt" | "maxTokens" | "logprobs" | "jsonMode" | "echo"> {
   const { stop, seed } = request;
   return {
     temperature: request.temperature ?? 1,
@@ -120,8 +174,16 @@ async function* labelAsTokens(
   const { scores, numTokens } = await deps.inference.classify(input.target, [input.text], input.signal);
   const ranked = scores[0] ?? [];
   const [best] = ranked;
-  if (best === undefined) throw new AppError("inference_failed", "The classifier gave no label. Send the request again; if it stays, train the model anew.");
-  const asLogprob = ({ label, probability }: { label: string; probability: number }) => ({ token: label, bytes: [...Buffer.from(label)], logprob: Math.max(Math.log(probability), -9999) });
+  if (best === undefined)
+    throw new AppError(
+      "inference_failed",
+      "The classifier gave no label. Send the request again; if it stays, train the model anew.",
+    );
+  const asLogprob = ({ label, probability }: { label: string; probability: number }) => ({
+    token: label,
+    bytes: [...Buffer.from(label)],
+    logprob: Math.max(Math.log(probability), -9999),
+  });
   const top = ranked.slice(0, input.topLogprobs ?? 0).map(asLogprob);
   yield { type: "start", promptTokens: numTokens };
   yield { type: "delta", text: best.label, logprobs: input.topLogprobs === null ? [] : [{ ...asLogprob(best), top }] };

@@ -17,7 +17,11 @@ export async function classify(
   const { request } = input;
   const model = await resolveModel(deps, { projectId: input.projectId, name: request.model });
   if (model.tuned?.task !== "classification") {
-    throw new AppError("unsupported_parameter", `"${request.model}" is not a tuned classifier: it has no labels. Tune one with task "classification", or use POST /v1/chat/completions.`, { param: "model" });
+    throw new AppError(
+      "unsupported_parameter",
+      `"${request.model}" is not a tuned classifier: it has no labels. Tune one with task "classification", or use POST /v1/chat/completions.`,
+      { param: "model" },
+    );
   }
   const texts = typeof request.input === "string" ? [request.input] : request.input;
   return deps.inference.classify(await targetOf(deps, model), texts, input.signal);

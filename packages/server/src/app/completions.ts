@@ -19,20 +19,39 @@ export async function openCompletion(
   const { request, signal } = input;
   const n = request.n ?? 1;
   if (request.best_of != null && request.best_of !== n) {
-    throw new AppError("unsupported_parameter", "`best_of` is supported only when it equals `n`. Leave it out and choose by logprobs.", { param: "best_of" });
+    throw new AppError(
+      "unsupported_parameter",
+      "`best_of` is supported only when it equals `n`. Leave it out and choose by logprobs.",
+      { param: "best_of" },
+    );
   }
-  if (request.suffix) throw new AppError("unsupported_parameter", "`suffix` is not supported: no model here was trained to fill in the middle. Leave it out.", { param: "suffix" });
+  if (request.suffix)
+    throw new AppError(
+      "unsupported_parameter",
+      "`suffix` is not supported: no model here was trained to fill in the middle. Leave it out.",
+      { param: "suffix" },
+    );
   const prompts = promptsOf(request.prompt);
   if (prompts.length * n > maxChoices) {
-    throw new AppError("value_out_of_range", `${prompts.length} prompts times n = ${n} are ${prompts.length * n} answers: expected at most ${maxChoices}. Send fewer at once.`, { param: "n" });
+    throw new AppError(
+      "value_out_of_range",
+      `${prompts.length} prompts times n = ${n} are ${prompts.length * n} answers: expected at most ${maxChoices}. Send fewer at once.`,
+      { param: "n" },
+    );
   }
   const model = await resolveModel(deps, { projectId: input.projectId, name: request.model });
   mustGenerate(model);
   const target = await targetOf(deps, model);
   if (target.task === "classification") {
-    throw new AppError("unsupported_parameter", `"${request.model}" is a classifier. Use POST /api/classify or POST /v1/chat/completions.`, { param: "model" });
+    throw new AppError(
+      "unsupported_parameter",
+      `"${request.model}" is a classifier. Use POST /api/classify or POST /v1/chat/completions.`,
+      { param: "model" },
+    );
   }
-  const requests = prompts.flatMap((prompt, position) => Array.from({ length: n }, (_, index) => generateRequest(request, { prompt, index: position * n + index })));
+  const requests = prompts.flatMap((prompt, position) =>
+    Array.from({ length: n }, (_, index) => generateRequest(request, { prompt, index: position * n + index })),
+  );
   return {
     parts: generateChoices(
       requests.length,
@@ -50,10 +69,15 @@ function promptsOf(prompt: CreateCompletion["prompt"]): GenerateRequest["prompt"
   if (prompt == null) return [{ text: "" }];
   if (typeof prompt === "string") return [{ text: prompt }];
   if (prompt.every((item) => typeof item === "number")) return [{ tokens: prompt }];
-  return prompt.map((item): GenerateRequest["prompt"] => (typeof item === "string" ? { text: item } : { tokens: Array.isArray(item) ? item : [item] }));
+  return prompt.map((item): GenerateRequest["prompt"] =>
+    typeof item === "string" ? { text: item } : { tokens: Array.isArray(item) ? item : [item] },
+  );
 }
 
-function generateRequest(request: CreateCompletion, choice: { prompt: GenerateRequest["prompt"]; index: number }): GenerateRequest {
+function generateRequest(
+  request: CreateCompletion,
+  choice: { prompt: GenerateRequest["prompt"]; index: number },
+): GenerateRequest {
   return {
     ...samplingOf(request, choice.index),
     prompt: choice.prompt,

@@ -18,7 +18,11 @@ export async function embed(
   const model = await resolveModel(deps, { projectId: input.projectId, name: request.model });
   const own = model.base.hiddenSize;
   if (request.dimensions != null && request.dimensions !== own) {
-    throw new AppError("unsupported_parameter", `\`dimensions\` is ${request.dimensions}, but "${request.model}" gives ${own}. Leave dimensions out, or shorten the vectors yourself.`, { param: "dimensions" });
+    throw new AppError(
+      "unsupported_parameter",
+      `\`dimensions\` is ${request.dimensions}, but "${request.model}" gives ${own}. Leave dimensions out, or shorten the vectors yourself.`,
+      { param: "dimensions" },
+    );
   }
   const target = await targetOf(deps, model);
   return deps.inference.embed({ ...target, task: "embed" }, inputsOf(request.input), input.signal);

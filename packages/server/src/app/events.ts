@@ -15,11 +15,15 @@ export async function listOwnEvents(
   input: { projectId: string; runId: string; since: number; limit: number },
 ): Promise<Page<RunEvent>> {
   await getRun(deps, input);
-  return deps.store.runs.events(input.projectId, input.runId, { sinceSeq: input.since, limit: input.limit, order: "asc" });
+  return deps.store.runs.events(input.projectId, input.runId, {
+    sinceSeq: input.since,
+    limit: input.limit,
+    order: "asc",
+  });
 }
 
 /**
- * Yields `quiet` at least every 4 s. The subscription starts before the first read, so nothing committed
+ * Yields `quiet` when all there is has been told, and at least every 4 s after. The subscription starts before the first read, so nothing committed
  * in between is missed; the run is read before its events, so `ended` comes after the last of them.
  */
 export async function* followEvents(
@@ -37,7 +41,11 @@ export async function* followEvents(
       const run = await getRun(deps, input);
       let more = true;
       while (more && !input.signal.aborted) {
-        const page = await deps.store.runs.events(input.projectId, input.runId, { sinceSeq: since, limit: pageSize, order: "asc" });
+        const page = await deps.store.runs.events(input.projectId, input.runId, {
+          sinceSeq: since,
+          limit: pageSize,
+          order: "asc",
+        });
         for (const event of page.data) {
           yield { type: "event", event };
           since = event.seq;
@@ -48,8 +56,8 @@ export async function* followEvents(
         yield { type: "ended", run };
         return;
       }
-      await bell.wait(quietMs);
       yield { type: "quiet" };
+      await bell.wait(quietMs);
     }
   } finally {
     unsubscribe();

@@ -44,11 +44,18 @@ export interface NewFile {
 }
 
 /** A `fine-tune` file is read and checked in the background; any other is ready at once. */
-export async function createFile(deps: Pick<AppDeps, "store" | "blobs" | "clock" | "background">, input: NewFile): Promise<FileRecord> {
+export async function createFile(
+  deps: Pick<AppDeps, "store" | "blobs" | "clock" | "background">,
+  input: NewFile,
+): Promise<FileRecord> {
   const { kept, projectId } = input;
   if (kept.bytes === 0) {
     await dropBytes(deps, kept.fileId);
-    throw new AppError("file_empty", `The file "${input.filename}" has 0 bytes: expected at least one row. Check the path you upload from.`, { param: "file" });
+    throw new AppError(
+      "file_empty",
+      `The file "${input.filename}" has 0 bytes: expected at least one row. Check the path you upload from.`,
+      { param: "file" },
+    );
   }
   const now = deps.clock.now();
   const training = input.purpose === "fine-tune";
@@ -77,14 +84,21 @@ export async function createFile(deps: Pick<AppDeps, "store" | "blobs" | "clock"
 }
 
 /** The file, or the same `not_found` for a foreign, deleted or invented id. */
-export async function getFile(deps: Pick<AppDeps, "store">, input: { projectId: string; fileId: string }): Promise<FileRecord> {
+export async function getFile(
+  deps: Pick<AppDeps, "store">,
+  input: { projectId: string; fileId: string },
+): Promise<FileRecord> {
   const file = await deps.store.files.get(input.projectId, input.fileId);
   if (file === null || file.deletedAt !== null) throw noSuchFile(input.fileId, "file_id");
   return file;
 }
 
 export function noSuchFile(fileId: string, param: string): AppError {
-  return new AppError("not_found", `No file "${fileId}" in this project. List the files to see their ids: GET /v1/files.`, { param });
+  return new AppError(
+    "not_found",
+    `No file "${fileId}" in this project. List the files to see their ids: GET /v1/files.`,
+    { param },
+  );
 }
 
 export async function listFiles(
@@ -96,11 +110,18 @@ export async function listFiles(
 }
 
 /** The record goes first, in one transaction with the check that no run reads it; the bytes after it. */
-export async function deleteFile(deps: Pick<AppDeps, "store" | "blobs" | "clock">, input: { projectId: string; fileId: string }): Promise<void> {
+export async function deleteFile(
+  deps: Pick<AppDeps, "store" | "blobs" | "clock">,
+  input: { projectId: string; fileId: string },
+): Promise<void> {
   const outcome = await deps.store.files.delete(input.projectId, input.fileId, deps.clock.now());
   if (outcome === "not_found") throw noSuchFile(input.fileId, "file_id");
   if (outcome === "in_use") {
-    throw new AppError("file_in_use", `File "${input.fileId}" is read by a run that has not ended. Cancel the run, or wait for its end, then delete it.`, { param: "file_id" });
+    throw new AppError(
+      "file_in_use",
+      `File "${input.fileId}" is read by a run that has not ended. Cancel the run, or wait for its end, then delete it.`,
+      { param: "file_id" },
+    );
   }
   await dropBytes(deps, input.fileId);
 }
@@ -110,13 +131,19 @@ export interface FileContent {
   bytes: AsyncIterable<Uint8Array>;
 }
 
-export async function readFile(deps: Pick<AppDeps, "store" | "blobs">, input: { projectId: string; fileId: string }): Promise<FileContent> {
+export async function readFile(
+  deps: Pick<AppDeps, "store" | "blobs">,
+  input: { projectId: string; fileId: string },
+): Promise<FileContent> {
   const file = await getFile(deps, input);
   return { file, bytes: await bytesOf(deps, originalKey(file.id), file.id) };
 }
 
 /** Every fault of a data file, one JSON object a line; empty when there is none. */
-export async function readFaults(deps: Pick<AppDeps, "store" | "blobs">, input: { projectId: string; fileId: string }): Promise<FileContent> {
+export async function readFaults(
+  deps: Pick<AppDeps, "store" | "blobs">,
+  input: { projectId: string; fileId: string },
+): Promise<FileContent> {
   const file = await getFile(deps, input);
   const bytes = await deps.blobs.get(`files/${file.id}/faults.jsonl`);
   return { file, bytes: bytes ?? nothing() };

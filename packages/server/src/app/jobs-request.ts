@@ -34,12 +34,20 @@ export async function createJob(
 
 function refuseUnbuiltMethods({ method }: CreateJob): void {
   if (method?.type === "dpo" || method?.type === "reinforcement") {
-    throw new AppError("unsupported_method", `method.type is "${method.type}": only "supervised" is built. Use method.type "supervised".`, { param: "method.type" });
+    throw new AppError(
+      "unsupported_method",
+      `method.type is "${method.type}": only "supervised" is built. Use method.type "supervised".`,
+      { param: "method.type" },
+    );
   }
   const strays = Object.keys(method ?? {}).filter((key) => key !== "type" && key !== "supervised");
   const [stray] = strays;
   if (stray !== undefined) {
-    throw new AppError("unknown_field", `method.${stray} does not belong to the method "supervised": expected only \`type\` and \`supervised\`. Leave it out.`, { param: `method.${stray}` });
+    throw new AppError(
+      "unknown_field",
+      `method.${stray} does not belong to the method "supervised": expected only \`type\` and \`supervised\`. Leave it out.`,
+      { param: `method.${stray}` },
+    );
   }
 }
 
@@ -50,7 +58,8 @@ function taskAndMethod(request: CreateJob): Pick<RunRequest, "task" | "method"> 
   const fromMetadata = <T extends string>(key: string, known: readonly T[]): T | null => {
     const value = request.metadata?.[key];
     const match = known.find((name) => name === value) ?? null;
-    if (value !== undefined && match === null) warnings.push(`metadata.${key} is "${value}": not one of ${known.join(", ")}, so it was kept as a note only.`);
+    if (value !== undefined && match === null)
+      warnings.push(`metadata.${key} is "${value}": not one of ${known.join(", ")}, so it was kept as a note only.`);
     return match;
   };
   const task = fromMetadata("task", taskSchema.options);
@@ -61,7 +70,12 @@ function taskAndMethod(request: CreateJob): Pick<RunRequest, "task" | "method"> 
 /** "auto" and absent mean the same: Fettle chooses. */
 export function ownNames(given: JobHyperparameters): RunRequest["hyperparameters"] {
   const { n_epochs, batch_size, learning_rate_multiplier, ...own } = given;
-  const named = { num_train_epochs: n_epochs, per_device_train_batch_size: batch_size, learning_rate_multiplier, ...withoutUndefined(own) };
+  const named = {
+    num_train_epochs: n_epochs,
+    per_device_train_batch_size: batch_size,
+    learning_rate_multiplier,
+    ...withoutUndefined(own),
+  };
   const set = Object.entries(named).filter(([, value]) => value !== "auto" && value !== undefined);
   return Object.fromEntries(set) as RunRequest["hyperparameters"];
 }
@@ -74,5 +88,8 @@ function unknownFields(request: CreateJob): string[] {
 }
 
 function unusedIntegrations(request: CreateJob): string[] {
-  return (request.integrations ?? []).map((integration) => `The integration "${integration.type}" is not built: nothing is sent there. Metrics are in the events and in the result file.`);
+  return (request.integrations ?? []).map(
+    (integration) =>
+      `The integration "${integration.type}" is not built: nothing is sent there. Metrics are in the events and in the result file.`,
+  );
 }

@@ -62,10 +62,16 @@ export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
   };
   const events = [
     event(deps, { key: "created", message: `Created fine-tuning job: ${run.id}` }),
-    ...input.warnings.map((message, index) => event(deps, { key: `created:warning:${index}`, level: "warn" as const, message })),
+    ...input.warnings.map((message, index) =>
+      event(deps, { key: `created:warning:${index}`, level: "warn" as const, message }),
+    ),
   ];
   if ((await deps.store.runs.create(run, events)) === "file_gone") {
-    throw new AppError("file_not_usable", "A file of this run was deleted while the run was being created. Upload it again.", { param: "training_file" });
+    throw new AppError(
+      "file_not_usable",
+      "A file of this run was deleted while the run was being created. Upload it again.",
+      { param: "training_file" },
+    );
   }
   return run;
 }
@@ -92,28 +98,53 @@ export async function createOwnRun(deps: RunDeps, input: { projectId: string; re
 }
 
 export function withoutUndefined<T extends object>(values: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as { [K in keyof T]: Exclude<T[K], undefined> };
+  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]: Exclude<T[K], undefined>;
+  };
 }
 
 const randomSeed = (deps: Pick<AppDeps, "ids">): number => Buffer.from(deps.ids.bytes(4)).readUInt32LE(0) & 0x7fffffff;
 
-function event(deps: Pick<AppDeps, "clock" | "ids">, input: { key: string; message: string; level?: NewRunEvent["level"] }): NewRunEvent {
-  return { id: deps.ids.make("ftevent-"), key: input.key, createdAt: deps.clock.now(), level: input.level ?? "info", type: "message", message: input.message, data: null };
+function event(
+  deps: Pick<AppDeps, "clock" | "ids">,
+  input: { key: string; message: string; level?: NewRunEvent["level"] },
+): NewRunEvent {
+  return {
+    id: deps.ids.make("ftevent-"),
+    key: input.key,
+    createdAt: deps.clock.now(),
+    level: input.level ?? "info",
+    type: "message",
+    message: input.message,
+    data: null,
+  };
 }
 
-async function usableFile(deps: Pick<AppDeps, "store">, input: { projectId: string; fileId: string; param: string }): Promise<FileRecord> {
+async function usableFile(
+  deps: Pick<AppDeps, "store">,
+  input: { projectId: string; fileId: string; param: string },
+): Promise<FileRecord> {
   const { fileId, param } = input;
   const file = await deps.store.files.get(input.projectId, fileId);
   if (file === null) throw noSuchFile(fileId, param);
-  if (file.deletedAt !== null) throw new AppError("file_not_usable", `File "${fileId}" was deleted. Upload it again.`, { param });
+  if (file.deletedAt !== null)
+    throw new AppError("file_not_usable", `File "${fileId}" was deleted. Upload it again.`, { param });
   if (file.purpose !== "fine-tune") {
-    throw new AppError("file_not_usable", `File "${fileId}" has the purpose "${file.purpose}": expected "fine-tune". Upload it again with purpose "fine-tune".`, { param });
+    throw new AppError(
+      "file_not_usable",
+      `File "${fileId}" has the purpose "${file.purpose}": expected "fine-tune". Upload it again with purpose "fine-tune".`,
+      { param },
+    );
   }
   if (file.status === "error") {
-    throw new AppError("file_not_usable", `File "${fileId}" cannot be trained on: ${file.statusDetails ?? "it could not be read"}`, {
-      param,
-      details: { faults: file.report?.faults ?? [] },
-    });
+    throw new AppError(
+      "file_not_usable",
+      `File "${fileId}" cannot be trained on: ${file.statusDetails ?? "it could not be read"}`,
+      {
+        param,
+        details: { faults: file.report?.faults ?? [] },
+      },
+    );
   }
   return file;
 }
@@ -130,7 +161,11 @@ export async function getRun(deps: Pick<AppDeps, "store">, { projectId, runId }:
 }
 
 const noSuchRun = (runId: string): AppError =>
-  new AppError("not_found", `No fine-tuning job "${runId}" in this project. List the jobs to see their ids: GET /v1/fine_tuning/jobs.`, { param: "fine_tuning_job_id" });
+  new AppError(
+    "not_found",
+    `No fine-tuning job "${runId}" in this project. List the jobs to see their ids: GET /v1/fine_tuning/jobs.`,
+    { param: "fine_tuning_job_id" },
+  );
 
 export async function listRuns(
   deps: Pick<AppDeps, "store">,
@@ -143,7 +178,10 @@ export async function listRuns(
 export type Steering = "cancel" | "pause" | "resume";
 
 /** Throws `conflict` with the state and what it allows. A running run ends at its next step; the answer shows it still running. */
-export async function steerRun(deps: Pick<AppDeps, "store" | "clock" | "ids">, input: RunId & { to: Steering }): Promise<Run> {
+export async function steerRun(
+  deps: Pick<AppDeps, "store" | "clock" | "ids">,
+  input: RunId & { to: Steering },
+): Promise<Run> {
   await getRun(deps, input);
   let refusal: string | null = null;
   const run = await deps.store.runs.update(input.runId, (current) => {
@@ -166,10 +204,22 @@ function steeringAction(deps: Pick<AppDeps, "clock">, to: Steering): RunAction {
 /** Newest first, as OpenAI's clients expect. */
 export async function listRunEvents(deps: Pick<AppDeps, "store">, input: RunId & PageRequest): Promise<Page<RunEvent>> {
   await getRun(deps, input);
-  return deps.store.runs.events(input.projectId, input.runId, { after: input.after, limit: input.limit, order: "desc", forOpenAI: true });
+  return deps.store.runs.events(input.projectId, input.runId, {
+    after: input.after,
+    limit: input.limit,
+    order: "desc",
+    forOpenAI: true,
+  });
 }
 
-export async function listCheckpoints(deps: Pick<AppDeps, "store">, input: RunId & PageRequest): Promise<Page<CheckpointRecord>> {
+export async function listCheckpoints(
+  deps: Pick<AppDeps, "store">,
+  input: RunId & PageRequest,
+): Promise<Page<CheckpointRecord>> {
   await getRun(deps, input);
-  return deps.store.runs.checkpoints(input.projectId, input.runId, { after: input.after, limit: input.limit, order: "desc" });
+  return deps.store.runs.checkpoints(input.projectId, input.runId, {
+    after: input.after,
+    limit: input.limit,
+    order: "desc",
+  });
 }

@@ -28,7 +28,8 @@ export interface CreatedKey {
   secret: string;
 }
 
-export const newSecret = (deps: Pick<AppDeps, "ids">): string => `fettle_${Buffer.from(deps.ids.bytes(32)).toString("base64url")}`;
+export const newSecret = (deps: Pick<AppDeps, "ids">): string =>
+  `fettle_${Buffer.from(deps.ids.bytes(32)).toString("base64url")}`;
 
 /** `secret` is given only by the installation (FETTLE_ADMIN_KEY, or the key file of this home). */
 export async function createKey(deps: KeyDeps, input: NewKey, secret: string = newSecret(deps)): Promise<CreatedKey> {
@@ -48,20 +49,32 @@ export async function createKey(deps: KeyDeps, input: NewKey, secret: string = n
   return { record, secret };
 }
 
-const usable = (key: ApiKeyRecord, now: number): boolean => key.revokedAt === null && (key.expiresAt === null || key.expiresAt > now);
+const usable = (key: ApiKeyRecord, now: number): boolean =>
+  key.revokedAt === null && (key.expiresAt === null || key.expiresAt > now);
 
 /** Throws `missing_api_key` or `invalid_api_key`; unknown, expired and revoked keys are told alike. */
-export async function authenticate(deps: Pick<AppDeps, "store" | "clock" | "log">, secret: string | null): Promise<Caller> {
+export async function authenticate(
+  deps: Pick<AppDeps, "store" | "clock" | "log">,
+  secret: string | null,
+): Promise<Caller> {
   if (secret === null || secret === "") {
-    throw new AppError("missing_api_key", "No API key came with the request. Send the header `Authorization: Bearer <key>`; the first start printed a key, and it is in the file admin_key of the data folder.");
+    throw new AppError(
+      "missing_api_key",
+      "No API key came with the request. Send the header `Authorization: Bearer <key>`; the first start printed a key, and it is in the file admin_key of the data folder.",
+    );
   }
   const now = deps.clock.now();
   const key = await deps.store.keys.findByHash(hashKey(secret));
   if (key === null || !usable(key, now)) {
-    throw new AppError("invalid_api_key", "The API key is unknown, expired or revoked. Make a new one with `fettle keys create`.");
+    throw new AppError(
+      "invalid_api_key",
+      "The API key is unknown, expired or revoked. Make a new one with `fettle keys create`.",
+    );
   }
   if (key.lastUsedAt === null || now - key.lastUsedAt >= touchEveryMs) {
-    deps.store.keys.touch(key.id, now).catch((error: unknown) => deps.log.warn({ err: error, key: key.id }, "could not note the use of a key"));
+    deps.store.keys
+      .touch(key.id, now)
+      .catch((error: unknown) => deps.log.warn({ err: error, key: key.id }, "could not note the use of a key"));
   }
   return { projectId: key.projectId, keyId: key.id, role: key.role };
 }
@@ -70,9 +83,17 @@ export async function listKeys(deps: Pick<AppDeps, "store">, input: { projectId:
   return deps.store.keys.list(input.projectId);
 }
 
-export async function revokeKey(deps: Pick<AppDeps, "store" | "clock">, input: { projectId: string; keyId: string }): Promise<void> {
+export async function revokeKey(
+  deps: Pick<AppDeps, "store" | "clock">,
+  input: { projectId: string; keyId: string },
+): Promise<void> {
   const revoked = await deps.store.keys.revoke(input.projectId, input.keyId, deps.clock.now());
-  if (!revoked) throw new AppError("not_found", `No key "${input.keyId}" that is still valid in this project. GET /api/keys lists them.`, { param: "key_id" });
+  if (!revoked)
+    throw new AppError(
+      "not_found",
+      `No key "${input.keyId}" that is still valid in this project. GET /api/keys lists them.`,
+      { param: "key_id" },
+    );
 }
 
 const environmentKeyName = "FETTLE_ADMIN_KEY";
@@ -85,8 +106,12 @@ export async function adoptEnvironmentKey(deps: KeyDeps, secret: string): Promis
       await deps.store.keys.revoke(defaultProject, key.id, deps.clock.now());
     }
   }
-  if (present === null) await createKey(deps, { projectId: defaultProject, name: environmentKeyName, role: "admin" }, secret);
+  if (present === null)
+    await createKey(deps, { projectId: defaultProject, name: environmentKeyName, role: "admin" }, secret);
   else if (present.revokedAt !== null) {
-    throw new AppError("config_invalid", "FETTLE_ADMIN_KEY holds a key that was revoked. Set it to a new one, or unset it.");
+    throw new AppError(
+      "config_invalid",
+      "FETTLE_ADMIN_KEY holds a key that was revoked. Set it to a new one, or unset it.",
+    );
   }
 }

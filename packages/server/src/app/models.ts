@@ -44,37 +44,71 @@ async function resolveTuned(deps: ModelDeps, { projectId, name }: Named): Promis
   if (run === null || run.task === null || run.method === null) return null;
   const base = await deps.catalogue.find(run.baseModel);
   if (base === null) return null;
-  const artefactPath = deps.blobs.localPath(`runs/${run.id}/${checkpoint.path}`);
+  const folder = `runs/${run.id}/${checkpoint.path}`;
+  // A checkpoint holds what a resume needs; only one that was exported as well can answer or be tuned further.
+  if ((await deps.blobs.size(`${folder}/fettle.json`)) === null) {
+    const instead = run.fineTunedModel === null ? "Let the run finish" : `Use "${run.fineTunedModel}"`;
+    throw new AppError(
+      "model_unavailable",
+      `The checkpoint "${name}" is kept for resuming its run and was not exported as a model. ${instead}.`,
+      { param: "model" },
+    );
+  }
+  const artefactPath = deps.blobs.localPath(folder);
   return { name, base, tuned: { artefactPath, method: run.method, task: run.task, labels: run.labels } };
 }
 
-async function tunedFrom(deps: ModelDeps, input: { name: string; record: ModelRecord; artefact: string }): Promise<ResolvedModel | null> {
+async function tunedFrom(
+  deps: ModelDeps,
+  input: { name: string; record: ModelRecord; artefact: string },
+): Promise<ResolvedModel | null> {
   const { record } = input;
   const base = await deps.catalogue.find(record.baseModel);
   if (base === null) return null;
   const artefactPath = deps.blobs.localPath(input.artefact);
-  return { name: input.name, base, tuned: { artefactPath, method: record.method, task: record.task, labels: record.labels } };
+  return {
+    name: input.name,
+    base,
+    tuned: { artefactPath, method: record.method, task: record.task, labels: record.labels },
+  };
 }
 
 async function noSuchModel(deps: ModelDeps, { projectId, name }: Named): Promise<AppError> {
-  const known = [...(await deps.catalogue.list()).map((model) => model.name), ...(await deps.store.models.list(projectId)).map((model) => model.name)];
+  const known = [
+    ...(await deps.catalogue.list()).map((model) => model.name),
+    ...(await deps.store.models.list(projectId)).map((model) => model.name),
+  ];
   const near = nearestName(name, known);
   const hint = near === null ? "GET /v1/models lists the models." : `Did you mean "${near}"?`;
-  return new AppError("model_not_found", `The model "${name}" does not exist or you do not have access to it. ${hint}`, { param: "model" });
+  return new AppError(
+    "model_not_found",
+    `The model "${name}" does not exist or you do not have access to it. ${hint}`,
+    { param: "model" },
+  );
 }
 
 /** Where to answer from. A base that is not on this disk yet is fetched first. */
 export async function targetOf(deps: ModelDeps, model: ResolvedModel): Promise<InferenceTarget> {
   const base = model.base.path === null ? await deps.catalogue.prepare(model.base.name) : model.base;
   const basePath = base.path;
-  if (basePath === null) throw new AppError("model_not_found", `The model "${base.name}" could not be put on this disk. Run \`fettle models\` to see why.`, { param: "model" });
+  if (basePath === null)
+    throw new AppError(
+      "model_not_found",
+      `The model "${base.name}" could not be put on this disk. Run \`fettle models\` to see why.`,
+      { param: "model" },
+    );
   if (model.tuned === null) {
     const task = base.family === "decoder" ? "chat" : base.family === "seq2seq" ? "seq2seq" : "embed";
     return { basePath, adapterPath: null, family: base.family, task };
   }
   const { artefactPath, method, task } = model.tuned;
   const adapted = method === "lora";
-  return { basePath: adapted ? basePath : artefactPath, adapterPath: adapted ? artefactPath : null, family: base.family, task };
+  return {
+    basePath: adapted ? basePath : artefactPath,
+    adapterPath: adapted ? artefactPath : null,
+    family: base.family,
+    task,
+  };
 }
 
 export interface ListedModels {
@@ -82,12 +116,18 @@ export interface ListedModels {
   tuned: ModelRecord[];
 }
 
-export async function listModels(deps: Pick<AppDeps, "store" | "catalogue">, input: { projectId: string }): Promise<ListedModels> {
+export async function listModels(
+  deps: Pick<AppDeps, "store" | "catalogue">,
+  input: { projectId: string },
+): Promise<ListedModels> {
   const [bases, tuned] = await Promise.all([deps.catalogue.list(), deps.store.models.list(input.projectId)]);
   return { bases, tuned };
 }
 
-export type FoundModel = { kind: "base"; base: BaseModel } | { kind: "tuned"; record: ModelRecord } | { kind: "checkpoint"; name: string; createdAt: number };
+export type FoundModel =
+  | { kind: "base"; base: BaseModel }
+  | { kind: "tuned"; record: ModelRecord }
+  | { kind: "checkpoint"; name: string; createdAt: number };
 
 export async function getModel(deps: ModelDeps, { projectId, name }: Named): Promise<FoundModel> {
   const record = await deps.store.models.get(projectId, name);
@@ -104,7 +144,9 @@ export async function deleteModel(deps: ModelDeps, { projectId, name }: Named): 
   const record = await deps.store.models.get(projectId, name);
   if (record === null) {
     if ((await deps.catalogue.find(name)) !== null) {
-      throw new AppError("permission_denied", `"${name}" is a base model: only tuned models can be deleted.`, { param: "model" });
+      throw new AppError("permission_denied", `"${name}" is a base model: only tuned models can be deleted.`, {
+        param: "model",
+      });
     }
     throw await noSuchModel(deps, { projectId, name });
   }

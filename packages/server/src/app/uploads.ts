@@ -15,7 +15,10 @@ import type { FileRecord, UploadPartRecord, UploadRecord } from "./ports.js";
 const lifetimeMs = 3_600_000;
 const partKey = (uploadId: string, partId: string): string => `uploads/${uploadId}/${partId}`;
 
-export async function createUpload(deps: Pick<AppDeps, "store" | "clock" | "ids">, input: { projectId: string; request: CreateUpload }): Promise<UploadRecord> {
+export async function createUpload(
+  deps: Pick<AppDeps, "store" | "clock" | "ids">,
+  input: { projectId: string; request: CreateUpload },
+): Promise<UploadRecord> {
   const { request } = input;
   const now = deps.clock.now();
   const upload: UploadRecord = {
@@ -39,16 +42,26 @@ interface UploadId {
   uploadId: string;
 }
 
-async function getUpload(deps: Pick<AppDeps, "store" | "clock">, { projectId, uploadId }: UploadId): Promise<UploadRecord> {
+async function getUpload(
+  deps: Pick<AppDeps, "store" | "clock">,
+  { projectId, uploadId }: UploadId,
+): Promise<UploadRecord> {
   const upload = await deps.store.uploads.get(projectId, uploadId);
-  if (upload === null) throw new AppError("not_found", `No upload "${uploadId}" in this project. Create one: POST /v1/uploads.`, { param: "upload_id" });
+  if (upload === null)
+    throw new AppError("not_found", `No upload "${uploadId}" in this project. Create one: POST /v1/uploads.`, {
+      param: "upload_id",
+    });
   const expired = upload.status === "pending" && upload.expiresAt <= deps.clock.now();
   return expired ? { ...upload, status: "expired" } : upload;
 }
 
 function mustBePending(upload: UploadRecord, verb: string): void {
   if (upload.status !== "pending") {
-    throw new AppError("conflict", `Upload ${upload.id} is ${upload.status}: only a pending upload can be ${verb}. Create a new one: POST /v1/uploads.`, { param: "upload_id" });
+    throw new AppError(
+      "conflict",
+      `Upload ${upload.id} is ${upload.status}: only a pending upload can be ${verb}. Create a new one: POST /v1/uploads.`,
+      { param: "upload_id" },
+    );
   }
 }
 
@@ -96,9 +109,19 @@ export async function completeUpload(
   const found = md5.digest("hex");
   if (input.md5 !== undefined && input.md5.toLowerCase() !== found) {
     await deps.blobs.delete(`files/${kept.fileId}`);
-    throw new AppError("upload_incomplete", `Upload ${upload.id}: the joined parts have MD5 ${found}, you promised ${input.md5}. Check the order of part_ids, or send the damaged part again.`, { param: "md5" });
+    throw new AppError(
+      "upload_incomplete",
+      `Upload ${upload.id}: the joined parts have MD5 ${found}, you promised ${input.md5}. Check the order of part_ids, or send the damaged part again.`,
+      { param: "md5" },
+    );
   }
-  const file = await createFile(deps, { projectId: input.projectId, kept, filename: upload.filename, purpose: upload.purpose, expiresAfterSeconds: null });
+  const file = await createFile(deps, {
+    projectId: input.projectId,
+    kept,
+    filename: upload.filename,
+    purpose: upload.purpose,
+    expiresAfterSeconds: null,
+  });
   await deps.store.uploads.setStatus(input.projectId, upload.id, "completed", file.id);
   await deps.blobs.delete(`uploads/${upload.id}`);
   return { upload: { ...upload, status: "completed", fileId: file.id }, file };
@@ -109,21 +132,40 @@ async function checkParts(deps: Pick<AppDeps, "store">, upload: UploadRecord, pa
   let total = 0;
   for (const [index, id] of partIds.entries()) {
     const part = parts.get(id);
-    if (part === undefined) throw new AppError("upload_incomplete", `Upload ${upload.id} has no part "${id}". Send it, or leave it out.`, { param: `part_ids[${index}]` });
+    if (part === undefined)
+      throw new AppError("upload_incomplete", `Upload ${upload.id} has no part "${id}". Send it, or leave it out.`, {
+        param: `part_ids[${index}]`,
+      });
     total += part.bytes;
   }
   if (new Set(partIds).size !== partIds.length) {
-    throw new AppError("upload_incomplete", `Upload ${upload.id}: a part is named twice. Name each part once, in order.`, { param: "part_ids" });
+    throw new AppError(
+      "upload_incomplete",
+      `Upload ${upload.id}: a part is named twice. Name each part once, in order.`,
+      { param: "part_ids" },
+    );
   }
   if (total !== upload.bytes) {
-    throw new AppError("upload_incomplete", `Upload ${upload.id}: the parts have ${total} bytes together, you promised ${upload.bytes}. Send what is missing, then complete again.`, { param: "part_ids" });
+    throw new AppError(
+      "upload_incomplete",
+      `Upload ${upload.id}: the parts have ${total} bytes together, you promised ${upload.bytes}. Send what is missing, then complete again.`,
+      { param: "part_ids" },
+    );
   }
 }
 
-async function* joined(deps: Pick<AppDeps, "blobs">, input: { upload: UploadRecord; partIds: string[]; md5: { update(data: Uint8Array): unknown } }): AsyncIterable<Uint8Array> {
+async function* joined(
+  deps: Pick<AppDeps, "blobs">,
+  input: { upload: UploadRecord; partIds: string[]; md5: { update(data: Uint8Array): unknown } },
+): AsyncIterable<Uint8Array> {
   for (const id of input.partIds) {
     const bytes = await deps.blobs.get(partKey(input.upload.id, id));
-    if (bytes === null) throw new AppError("upload_incomplete", `Upload ${input.upload.id}: the bytes of part "${id}" are gone. Send it again.`, { param: "part_ids" });
+    if (bytes === null)
+      throw new AppError(
+        "upload_incomplete",
+        `Upload ${input.upload.id}: the bytes of part "${id}" are gone. Send it again.`,
+        { param: "part_ids" },
+      );
     for await (const chunk of bytes) {
       input.md5.update(chunk);
       yield chunk;
@@ -131,7 +173,10 @@ async function* joined(deps: Pick<AppDeps, "blobs">, input: { upload: UploadReco
   }
 }
 
-export async function cancelUpload(deps: Pick<AppDeps, "store" | "blobs" | "clock">, input: UploadId): Promise<UploadRecord> {
+export async function cancelUpload(
+  deps: Pick<AppDeps, "store" | "blobs" | "clock">,
+  input: UploadId,
+): Promise<UploadRecord> {
   const upload = await getUpload(deps, input);
   if (upload.status === "cancelled") return upload;
   mustBePending(upload, "cancelled");

@@ -36,11 +36,21 @@ export function createApp(deps: HttpDeps): Router {
   app.use(mark(deps), guard(deps));
   app.onError((error, context) => {
     const response = errorResponse(error, context.var.requestId);
-    if (response.status >= 500) deps.log.error({ err: error, requestId: context.var.requestId, path: context.req.routePath }, "request failed");
+    if (response.status >= 500)
+      deps.log.error({ err: error, requestId: context.var.requestId, path: context.req.routePath }, "request failed");
     return response;
   });
   openRoutes(router);
-  for (const routes of [fileRoutes, uploadRoutes, jobRoutes, modelRoutes, chatRoutes, completionRoutes, embeddingRoutes]) routes(router);
+  for (const routes of [
+    fileRoutes,
+    uploadRoutes,
+    jobRoutes,
+    modelRoutes,
+    chatRoutes,
+    completionRoutes,
+    embeddingRoutes,
+  ])
+    routes(router);
   for (const routes of [runRoutes, dataRoutes, ownModelRoutes, keyRoutes, statusRoutes]) routes(router);
   documentRoute(router);
   app.notFound((context) => {
@@ -65,7 +75,8 @@ function mark(deps: HttpDeps): MiddlewareHandler<HttpEnv> {
     await next();
     const { headers } = context.res;
     for (const [name, value] of securityHeaders) headers.set(name, value);
-    if (!headers.has("content-security-policy")) headers.set("content-security-policy", "default-src 'none'; frame-ancestors 'none'");
+    if (!headers.has("content-security-policy"))
+      headers.set("content-security-policy", "default-src 'none'; frame-ancestors 'none'");
     if (!headers.has("cache-control")) headers.set("cache-control", "no-store");
     headers.set("x-request-id", requestId);
   };
@@ -76,7 +87,11 @@ function guard(deps: HttpDeps): MiddlewareHandler<HttpEnv> {
     const { headers } = context.req.raw;
     const open = openPaths.includes(context.req.path) && context.req.method === "GET";
     checkOrigin(
-      { host: headers.get("host") ?? new URL(context.req.url).host, origin: headers.get("origin"), secFetchSite: open ? null : headers.get("sec-fetch-site") },
+      {
+        host: headers.get("host") ?? new URL(context.req.url).host,
+        origin: headers.get("origin"),
+        secFetchSite: open ? null : headers.get("sec-fetch-site"),
+      },
       deps.settings.allowedHosts,
     );
     if (!open) context.set("caller", await authenticate(deps, presentedKey(headers)));
@@ -85,37 +100,83 @@ function guard(deps: HttpDeps): MiddlewareHandler<HttpEnv> {
 }
 
 function openRoutes({ app }: Router): void {
-  app.openapi(createRoute({ method: "get", path: "/", summary: "The status page; it holds no data", tags: ["Status"], security: [], responses: { 200: { description: "A page.", content: { "text/html": { schema: z.string() } } } } }), (context) =>
-    context.body(statusPage, 200, { "content-type": "text/html; charset=utf-8", "content-security-policy": pagePolicy }),
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/",
+      summary: "The status page; it holds no data",
+      tags: ["Status"],
+      security: [],
+      responses: { 200: { description: "A page.", content: { "text/html": { schema: z.string() } } } },
+    }),
+    (context) =>
+      context.body(statusPage, 200, {
+        "content-type": "text/html; charset=utf-8",
+        "content-security-policy": pagePolicy,
+      }),
   );
   app.openapi(
-    createRoute({ method: "get", path: "/healthz", summary: "Whether the server answers", tags: ["Status"], security: [], responses: { 200: { description: "Up.", content: { "application/json": { schema: healthSchema } } } } }),
+    createRoute({
+      method: "get",
+      path: "/healthz",
+      summary: "Whether the server answers",
+      tags: ["Status"],
+      security: [],
+      responses: { 200: { description: "Up.", content: { "application/json": { schema: healthSchema } } } },
+    }),
     (context) => context.json({ status: "ok" as const }, 200),
   );
 }
 
 function documentRoute(router: Router): void {
   let text: string | null = null;
-  endpoint(router, { method: "get", path: "/openapi.json", summary: "This document", tag: "Status", role: "member", response: z.looseObject({}) }, async () => {
-    text ??= JSON.stringify(openapiDocument(router));
-    return new Response(text, { headers: { "content-type": "application/json" } });
-  });
+  endpoint(
+    router,
+    {
+      method: "get",
+      path: "/openapi.json",
+      summary: "This document",
+      tag: "Status",
+      role: "member",
+      response: z.looseObject({}),
+    },
+    async () => {
+      text ??= JSON.stringify(openapiDocument(router));
+      return new Response(text, { headers: { "content-type": "application/json" } });
+    },
+  );
 }
 
 export function openapiDocument({ app, deps }: Router): object {
   app.openAPIRegistry.registerComponent("securitySchemes", "bearer", { type: "http", scheme: "bearer" });
   return app.getOpenAPI31Document({
     openapi: "3.1.0",
-    info: { title: "Fettle", version: deps.settings.version, description: "Fine-tune and serve models on your own machine: OpenAI's surface under /v1, ours under /api." },
+    info: {
+      title: "Fettle",
+      version: deps.settings.version,
+      description: "Fine-tune and serve models on your own machine: OpenAI's surface under /v1, ours under /api.",
+    },
   });
 }
 
 /** 405 with `allow` when the path exists, else 404. */
 function unknownRoute(router: Router, { method, path }: { method: string; path: string }): AppError {
-  const allow = [...new Set([...router.declared.filter((route) => route.pattern.test(path)).map((route) => route.method.toUpperCase()), ...(openPaths.includes(path) ? ["GET"] : [])])];
+  const allow = [
+    ...new Set([
+      ...router.declared.filter((route) => route.pattern.test(path)).map((route) => route.method.toUpperCase()),
+      ...(openPaths.includes(path) ? ["GET"] : []),
+    ]),
+  ];
   const shown = path.slice(0, 200);
   if (allow.length > 0) {
-    return new AppError("method_not_allowed", `${method} is not possible on ${shown}: expected ${allow.join(" or ")}.`, { details: { allow } });
+    return new AppError(
+      "method_not_allowed",
+      `${method} is not possible on ${shown}: expected ${allow.join(" or ")}.`,
+      { details: { allow } },
+    );
   }
-  return new AppError("not_found", `No route ${method} ${shown}. /openapi.json lists the routes; OpenAI clients need a base URL that ends in /v1.`);
+  return new AppError(
+    "not_found",
+    `No route ${method} ${shown}. /openapi.json lists the routes; OpenAI clients need a base URL that ends in /v1.`,
+  );
 }

@@ -1,5 +1,8 @@
 /** Bytes for saving, never for showing: a file that holds HTML must not run in this origin. */
-export function download(bytes: AsyncIterable<Uint8Array>, file: { filename: string; contentType: string; size?: number }): Response {
+export function download(
+  bytes: AsyncIterable<Uint8Array>,
+  file: { filename: string; contentType: string; size?: number },
+): Response {
   const iterator = bytes[Symbol.asyncIterator]();
   const body = new ReadableStream<Uint8Array>({
     async pull(controller) {

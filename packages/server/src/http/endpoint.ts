@@ -15,7 +15,11 @@ import { parseJson, parseWith } from "./parse.js";
 /** JSON bodies: a long chat fits, a data file does not. */
 const maxJsonBytes = 20 * 1024 * 1024;
 
-export interface Endpoint<P extends z.ZodObject = z.ZodObject, Q extends z.ZodType = z.ZodType, B extends z.ZodType = z.ZodType> {
+export interface Endpoint<
+  P extends z.ZodObject = z.ZodObject,
+  Q extends z.ZodType = z.ZodType,
+  B extends z.ZodType = z.ZodType,
+> {
   method: "get" | "post" | "delete";
   /** `{name}` is one segment; `{name+}` also takes slashes (model names such as `org/model`). */
   path: string;
@@ -58,7 +62,11 @@ export interface Router {
   declared: Declared[];
 }
 
-export function endpoint<P extends z.ZodObject = z.ZodObject, Q extends z.ZodType = z.ZodType, B extends z.ZodType = z.ZodType>(
+export function endpoint<
+  P extends z.ZodObject = z.ZodObject,
+  Q extends z.ZodType = z.ZodType,
+  B extends z.ZodType = z.ZodType,
+>(
   router: Router,
   spec: Endpoint<P, Q, B>,
   handle: (input: Input<z.output<P>, z.output<Q>, z.output<B>>) => Promise<object | Response>,
@@ -77,18 +85,27 @@ export function endpoint<P extends z.ZodObject = z.ZodObject, Q extends z.ZodTyp
   router.app.on(spec.method.toUpperCase(), path, async (context) => {
     const caller = context.var.caller;
     if (spec.role === "admin" && caller.role !== "admin") {
-      throw new AppError("permission_denied", `Your key has the role "${caller.role}": expected "admin" for this. Use an admin key.`);
+      throw new AppError(
+        "permission_denied",
+        `Your key has the role "${caller.role}": expected "admin" for this. Use an admin key.`,
+      );
     }
     const params = spec.params ? parseWith(spec.params, context.req.param(), "path") : {};
     const query = spec.query ? parseWith(spec.query, queryOf(context), "query") : {};
     const text = spec.body ? await readJsonText(context) : "";
     const body = spec.body ? parseWith(spec.body, parseJson(text)) : undefined;
-    const input = { params, query, body, caller, context, signal: context.req.raw.signal } as Input<z.output<P>, z.output<Q>, z.output<B>>;
+    const input = { params, query, body, caller, context, signal: context.req.raw.signal } as Input<
+      z.output<P>,
+      z.output<Q>,
+      z.output<B>
+    >;
     const run = async (): Promise<Response> => {
       const answer = await handle(input);
       return answer instanceof Response ? answer : Response.json(answer);
     };
-    return spec.once ? once(router.deps, { context, route: `${spec.method} ${context.req.path}`, content: text }, run) : run();
+    return spec.once
+      ? once(router.deps, { context, route: `${spec.method} ${context.req.path}`, content: text }, run)
+      : run();
   });
 }
 
@@ -98,7 +115,10 @@ function document(spec: Endpoint) {
     : spec.form
       ? { "multipart/form-data": { schema: spec.form } }
       : null;
-  const answer = "contentType" in spec.response ? { [spec.response.contentType]: spec.response.schema ? { schema: spec.response.schema } : {} } : { "application/json": { schema: spec.response } };
+  const answer =
+    "contentType" in spec.response
+      ? { [spec.response.contentType]: spec.response.schema ? { schema: spec.response.schema } : {} }
+      : { "application/json": { schema: spec.response } };
   return createRoute({
     method: spec.method,
     path: spec.path.replaceAll("+}", "}"),
@@ -112,7 +132,10 @@ function document(spec: Endpoint) {
     },
     responses: {
       200: { description: "Done.", content: answer },
-      default: { description: "Refused or failed: see docs/errors.md for each code.", content: { "application/json": { schema: errorBodySchema } } },
+      default: {
+        description: "Refused or failed: see docs/errors.md for each code.",
+        content: { "application/json": { schema: errorBodySchema } },
+      },
     },
   });
 }
@@ -126,7 +149,9 @@ function queryOf(context: Context<HttpEnv>): Record<string, string> {
 async function readJsonText(context: Context<HttpEnv>): Promise<string> {
   const type = context.req.header("content-type")?.toLowerCase() ?? "application/json";
   if (!/^application\/(json|[\w.-]+\+json)\b/.test(type)) {
-    throw new AppError("invalid_request", `The content-type is "${type.slice(0, 100)}": expected application/json.`, { param: "content-type" });
+    throw new AppError("invalid_request", `The content-type is "${type.slice(0, 100)}": expected application/json.`, {
+      param: "content-type",
+    });
   }
   const promised = Number(context.req.header("content-length") ?? Number.NaN);
   if (promised > maxJsonBytes) throw tooLarge();
@@ -146,7 +171,11 @@ async function readChunked(body: ReadableStream<Uint8Array> | null): Promise<str
 }
 
 const withoutBom = (text: string): string => (text.charCodeAt(0) === 0xfeff ? text.slice(1) : text);
-const tooLarge = (): AppError => new AppError("body_too_large", `The request body is larger than ${maxJsonBytes} bytes. Send data as a file: POST /v1/files.`);
+const tooLarge = (): AppError =>
+  new AppError(
+    "body_too_large",
+    `The request body is larger than ${maxJsonBytes} bytes. Send data as a file: POST /v1/files.`,
+  );
 
 function patternOf(path: string): RegExp {
   const escaped = path.replaceAll(/[.*?^$()|[\]\\]/g, "\\$&");

@@ -36,7 +36,11 @@ export function answerTo(error: unknown, requestId: string): ErrorAnswer {
 }
 
 const internal = (requestId: string, cause: unknown): AppError =>
-  new AppError("internal_error", `Something went wrong on our side. Try again; if it stays, report it with the request id ${requestId}.`, { cause });
+  new AppError(
+    "internal_error",
+    `Something went wrong on our side. Try again; if it stays, report it with the request id ${requestId}.`,
+    { cause },
+  );
 
 export function errorResponse(error: unknown, requestId: string): Response {
   const { status, body, headers } = answerTo(error, requestId);

@@ -36,14 +36,22 @@ export async function once(deps: OnceDeps, request: Repeatable, run: Run): Promi
 async function onceByKey(deps: OnceDeps, request: Repeatable & { key: string }, run: Run): Promise<Response> {
   const { key, context, route } = request;
   if (key.length < 1 || key.length > 255) {
-    throw new AppError("value_out_of_range", `The header Idempotency-Key has ${key.length} characters: expected 1 to 255.`, { param: "Idempotency-Key" });
+    throw new AppError(
+      "value_out_of_range",
+      `The header Idempotency-Key has ${key.length} characters: expected 1 to 255.`,
+      { param: "Idempotency-Key" },
+    );
   }
   const { projectId, keyId } = context.var.caller;
   const slot = { projectId, key: `key:${keyId}:${hash(`${route}\n${key}`)}`, bodyHash: hash(request.content) };
   const claim = await deps.store.idempotency.begin(slot.projectId, slot.key, slot.bodyHash, deps.clock.now());
   if (claim.state === "replay") return replay(claim);
   if (claim.state === "mismatch") {
-    throw new AppError("idempotency_mismatch", `The Idempotency-Key "${key.slice(0, 64)}" came before with another body. Use a new key for a new request.`, { param: "Idempotency-Key" });
+    throw new AppError(
+      "idempotency_mismatch",
+      `The Idempotency-Key "${key.slice(0, 64)}" came before with another body. Use a new key for a new request.`,
+      { param: "Idempotency-Key" },
+    );
   }
   if (claim.state === "busy") throw stillRunning();
   return runAndRemember(deps, slot, run);
@@ -59,7 +67,11 @@ async function onceByContent(deps: OnceDeps, request: Repeatable & { retried: bo
   const { projectId, keyId } = request.context.var.caller;
   const bodyHash = hash(request.content);
   const window = Math.floor(deps.clock.now() / windowMs);
-  const slotAt = (bucket: number, index: number): Slot => ({ projectId, key: `retry:${keyId}:${hash(`${request.route}\n${bodyHash}`)}:${bucket}:${index}`, bodyHash });
+  const slotAt = (bucket: number, index: number): Slot => ({
+    projectId,
+    key: `retry:${keyId}:${hash(`${request.route}\n${bodyHash}`)}:${bucket}:${index}`,
+    bodyHash,
+  });
   const now = await takeSlot(deps, (index) => slotAt(window, index));
   if (now === null) return run();
   if (!request.retried) return runAndRemember(deps, now.free, run);
@@ -73,7 +85,10 @@ async function onceByContent(deps: OnceDeps, request: Repeatable & { retried: bo
 type Taken = { state: "replay"; status: number; body: string } | { state: "busy" };
 
 /** Claims the first free slot and tells what the last taken one holds; null when all are taken. */
-async function takeSlot(deps: OnceDeps, slotAt: (index: number) => Slot): Promise<{ free: Slot; last: Taken | null } | null> {
+async function takeSlot(
+  deps: OnceDeps,
+  slotAt: (index: number) => Slot,
+): Promise<{ free: Slot; last: Taken | null } | null> {
   let last: Taken | null = null;
   for (let index = 0; index < maxSlots; index += 1) {
     const slot = slotAt(index);
@@ -106,8 +121,13 @@ async function runAndRemember(deps: OnceDeps, slot: Slot, run: Run): Promise<Res
 }
 
 const replay = (answer: { status: number; body: string }): Response =>
-  new Response(answer.body, { status: answer.status, headers: { "content-type": "application/json", "idempotent-replayed": "true" } });
+  new Response(answer.body, {
+    status: answer.status,
+    headers: { "content-type": "application/json", "idempotent-replayed": "true" },
+  });
 
 /** The one conflict worth trying again: the first attempt's answer is about to come. */
 const stillRunning = (): AppError =>
-  new AppError("conflict", "The first attempt of this request is still at work. Try again in a second.", { details: { retry: true, retryAfterSeconds: 1 } });
+  new AppError("conflict", "The first attempt of this request is still at work. Try again in a second.", {
+    details: { retry: true, retryAfterSeconds: 1 },
+  });

@@ -31,7 +31,11 @@ export function bodyOf(context: Context<HttpEnv>): Readable {
   return body === null ? Readable.from([]) : Readable.fromWeb(body as Parameters<typeof Readable.fromWeb>[0]);
 }
 
-export async function readForm<T>(body: Readable, headers: { contentType: string | undefined }, options: FormOptions<T>): Promise<Form<T>> {
+export async function readForm<T>(
+  body: Readable,
+  headers: { contentType: string | undefined },
+  options: FormOptions<T>,
+): Promise<Form<T>> {
   const parser = openParser(headers.contentType, options);
   const fields: Record<string, unknown> = {};
   let file: Promise<{ filename: string; kept: T }> | null = null;
@@ -50,7 +54,13 @@ export async function readForm<T>(body: Readable, headers: { contentType: string
   parser.on("file", (name, stream, filename) => {
     if (name !== options.fileField || file !== null) {
       stream.resume();
-      fail(new AppError("invalid_request", `The form has an unexpected file part "${String(name).slice(0, 64)}": expected exactly one, named "${options.fileField}".`, { param: options.fileField }));
+      fail(
+        new AppError(
+          "invalid_request",
+          `The form has an unexpected file part "${String(name).slice(0, 64)}": expected exactly one, named "${options.fileField}".`,
+          { param: options.fileField },
+        ),
+      );
       return;
     }
     current = stream;
@@ -77,7 +87,12 @@ export async function readForm<T>(body: Readable, headers: { contentType: string
   return settle({ fields, file, broken: () => broken, drop: options.drop });
 }
 
-async function settle<T>(state: { fields: Record<string, unknown>; file: Promise<{ filename: string; kept: T }> | null; broken: () => unknown; drop: (kept: T) => Promise<void> }): Promise<Form<T>> {
+async function settle<T>(state: {
+  fields: Record<string, unknown>;
+  file: Promise<{ filename: string; kept: T }> | null;
+  broken: () => unknown;
+  drop: (kept: T) => Promise<void>;
+}): Promise<Form<T>> {
   const file = await (state.file ?? Promise.resolve(null)).catch((error: unknown) => {
     throw state.broken() ?? error;
   });
@@ -90,23 +105,44 @@ async function settle<T>(state: { fields: Record<string, unknown>; file: Promise
 
 function openParser(contentType: string | undefined, options: { maxBytes: number }): BusboyInstance {
   if (!contentType?.toLowerCase().startsWith("multipart/form-data")) {
-    throw new AppError("invalid_request", `The content-type is "${contentType?.slice(0, 100) ?? "missing"}": expected multipart/form-data.`, { param: "content-type" });
+    throw new AppError(
+      "invalid_request",
+      `The content-type is "${contentType?.slice(0, 100) ?? "missing"}": expected multipart/form-data.`,
+      { param: "content-type" },
+    );
   }
   const headers: BusboyHeaders = { "content-type": contentType };
   try {
     return new Busboy({
       headers,
-      limits: { fieldNameSize: 128, fieldSize: 64 * 1024, fields: 32, files: 2, parts: 34, headerPairs: 100, fileSize: options.maxBytes },
+      limits: {
+        fieldNameSize: 128,
+        fieldSize: 64 * 1024,
+        fields: 32,
+        files: 2,
+        parts: 34,
+        headerPairs: 100,
+        fileSize: options.maxBytes,
+      },
     });
   } catch (cause) {
-    throw new AppError("invalid_request", "The multipart form names no boundary in its content-type. Let your HTTP library set the header.", { param: "content-type", cause });
+    throw new AppError(
+      "invalid_request",
+      "The multipart form names no boundary in its content-type. Let your HTTP library set the header.",
+      { param: "content-type", cause },
+    );
   }
 }
 
-const endsEarly = (cause: unknown): AppError => new AppError("invalid_request", "The multipart form ends early or is malformed. Send it again whole.", { cause });
+const endsEarly = (cause: unknown): AppError =>
+  new AppError("invalid_request", "The multipart form ends early or is malformed. Send it again whole.", { cause });
 
 const tooLarge = ({ maxBytes, fileField }: { maxBytes: number; fileField: string }): AppError =>
-  new AppError("body_too_large", `The part "${fileField}" is larger than ${maxBytes} bytes. Send it through /v1/uploads in parts of at most 64 MB.`, { param: fileField });
+  new AppError(
+    "body_too_large",
+    `The part "${fileField}" is larger than ${maxBytes} bytes. Send it through /v1/uploads in parts of at most 64 MB.`,
+    { param: fileField },
+  );
 
 /** A path in a file name is never followed; only its last step is kept, as a label. */
 function baseName(filename: string | undefined): string {

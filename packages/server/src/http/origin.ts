@@ -19,13 +19,19 @@ export function checkOrigin(request: Addressed, allowedHosts: readonly string[])
   const host = request.host?.toLowerCase() ?? "";
   const name = nameOf(host);
   if (name === null || !(isIP(name) !== 0 || loopbackNames.includes(name) || allowedHosts.includes(name))) {
-    throw foreign(`The Host header is "${host.slice(0, 100)}": expected localhost, an IP address, or a name of server.allowed_hosts in fettle.yaml.`);
+    throw foreign(
+      `The Host header is "${host.slice(0, 100)}": expected localhost, an IP address, or a name of server.allowed_hosts in fettle.yaml.`,
+    );
   }
   if (request.origin !== null && hostOf(request.origin) !== host) {
-    throw foreign(`The Origin header is "${request.origin.slice(0, 100)}", this server is "${host.slice(0, 100)}": a page of another site may be driving this browser. Call the API from your own code instead.`);
+    throw foreign(
+      `The Origin header is "${request.origin.slice(0, 100)}", this server is "${host.slice(0, 100)}": a page of another site may be driving this browser. Call the API from your own code instead.`,
+    );
   }
   if (request.secFetchSite === "cross-site" || request.secFetchSite === "same-site") {
-    throw foreign(`The browser says this request comes from another site (Sec-Fetch-Site: ${request.secFetchSite}). Open the address Fettle printed.`);
+    throw foreign(
+      `The browser says this request comes from another site (Sec-Fetch-Site: ${request.secFetchSite}). Open the address Fettle printed.`,
+    );
   }
 }
 

@@ -3,7 +3,7 @@
  * Depth is checked before JSON.parse: a value nested 200,000 deep must never reach code that recurses.
  */
 import type { ErrorCode, Fault } from "@fettle/contract";
-import { z } from "zod";
+import type { z } from "zod";
 import { AppError } from "../domain/error.js";
 import { suggestion } from "../domain/nearest.js";
 
@@ -14,7 +14,11 @@ export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new AppError("invalid_request", `The request body is not valid JSON${placeOf(cause, text)}. Expected one JSON object, such as {"model": "…"}.`, { cause });
+    throw new AppError(
+      "invalid_request",
+      `The request body is not valid JSON${placeOf(cause, text)}. Expected one JSON object, such as {"model": "…"}.`,
+      { cause },
+    );
   }
 }
 
@@ -30,7 +34,11 @@ export function checkDepth(text: string): void {
     } else if (code === 34) inString = true;
     else if (code === 123 || code === 91) {
       depth += 1;
-      if (depth > maxDepth) throw new AppError("value_out_of_range", `The request body is nested more than ${maxDepth} levels deep, at character ${index + 1}. Flatten it.`);
+      if (depth > maxDepth)
+        throw new AppError(
+          "value_out_of_range",
+          `The request body is nested more than ${maxDepth} levels deep, at character ${index + 1}. Flatten it.`,
+        );
     } else if (code === 125 || code === 93) depth -= 1;
   }
 }
@@ -48,7 +56,8 @@ export function parseWith<S extends z.ZodType>(schema: S, value: unknown, where 
   if (parsed.success) return parsed.data;
   const problems = parsed.error.issues.flatMap((issue) => explain(issue, { schema, value, where }));
   const [first] = problems;
-  if (first === undefined) throw new AppError("invalid_request", "The request does not fit its schema; see /openapi.json.");
+  if (first === undefined)
+    throw new AppError("invalid_request", "The request does not fit its schema; see /openapi.json.");
   const others = problems.length > 1 ? ` (${problems.length - 1} more in \`faults\`)` : "";
   throw new AppError(first.code, `${first.message}${others}`, {
     param: first.path,
@@ -61,7 +70,12 @@ interface Problem {
   path: string | null;
   message: string;
 }
-const asFault = ({ code, path, message }: Problem): Fault => ({ ...(path !== null && { path }), rule: code, message, fix: "See the schema of this route in /openapi.json." });
+const asFault = ({ code, path, message }: Problem): Fault => ({
+  ...(path !== null && { path }),
+  rule: code,
+  message,
+  fix: "See the schema of this route in /openapi.json.",
+});
 
 interface Where {
   schema: z.ZodType;
@@ -72,25 +86,45 @@ type Path = readonly PropertyKey[];
 
 function explain(issue: z.core.$ZodIssue, at: Where): Problem[] {
   const path = dotted(issue.path);
-  const name = path === "" ? (at.where === "" ? "The request body" : `The ${at.where}`) : `\`${path}\`${at.where === "" ? "" : ` of the ${at.where}`}`;
+  const name =
+    path === ""
+      ? at.where === ""
+        ? "The request body"
+        : `The ${at.where}`
+      : `\`${path}\`${at.where === "" ? "" : ` of the ${at.where}`}`;
   if (issue.code === "unrecognized_keys") {
     const known = knownKeys(at.schema, issue.path);
     return issue.keys.slice(0, 20).map((key) => {
       const full = dotted([...issue.path, key]).slice(0, 200);
-      return { code: "unknown_field", path: full, message: `\`${full}\` is not known${at.where === "" ? "" : ` in the ${at.where}`}.${suggestion(key.slice(0, 64), known)}` };
+      return {
+        code: "unknown_field",
+        path: full,
+        message: `\`${full}\` is not known${at.where === "" ? "" : ` in the ${at.where}`}.${suggestion(key.slice(0, 64), known)}`,
+      };
     });
   }
   if (issue.code === "invalid_union") return [explainUnion(issue, { path, name, at })];
   const value = valueAt(at.value, issue.path);
   const outside = issue.code === "too_big" || issue.code === "too_small";
   const got = value === undefined ? "is missing" : `is ${shown(value)}`;
-  return [{ code: outside ? "value_out_of_range" : "invalid_request", path: path || null, message: `${name} ${got}: expected ${expectation(issue)}.` }];
+  return [
+    {
+      code: outside ? "value_out_of_range" : "invalid_request",
+      path: path || null,
+      message: `${name} ${got}: expected ${expectation(issue)}.`,
+    },
+  ];
 }
 
 /** The branch that got furthest speaks: a number out of range says so, rather than "not one of two things". */
-function explainUnion(issue: z.core.$ZodIssueInvalidUnion, { path, name, at }: { path: string; name: string; at: Where }): Problem {
+function explainUnion(
+  issue: z.core.$ZodIssueInvalidUnion,
+  { path, name, at }: { path: string; name: string; at: Where },
+): Problem {
   const branches = issue.errors.filter((issues) => issues.length > 0);
-  const telling = branches.find((issues) => issues.every((inner) => inner.code !== "invalid_type" && inner.code !== "invalid_value" || inner.path.length > 0));
+  const telling = branches.find((issues) =>
+    issues.every((inner) => (inner.code !== "invalid_type" && inner.code !== "invalid_value") || inner.path.length > 0),
+  );
   const [inner] = telling ?? [];
   if (inner !== undefined) {
     const moved = { ...inner, path: [...issue.path, ...inner.path] } as z.core.$ZodIssue;
@@ -99,7 +133,11 @@ function explainUnion(issue: z.core.$ZodIssueInvalidUnion, { path, name, at }: {
   }
   const value = valueAt(at.value, issue.path);
   const options = [...new Set(branches.flatMap((issues) => issues.slice(0, 1).map(expectation)))];
-  return { code: "invalid_request", path: path || null, message: `${name} is ${shown(value)}: expected ${options.join(", or ") || issue.message}.` };
+  return {
+    code: "invalid_request",
+    path: path || null,
+    message: `${name} is ${shown(value)}: expected ${options.join(", or ") || issue.message}.`,
+  };
 }
 
 function expectation(issue: z.core.$ZodIssue): string {
@@ -109,7 +147,17 @@ function expectation(issue: z.core.$ZodIssue): string {
     case "too_small":
       return `${issue.inclusive === false ? "more than" : "at least"} ${issue.minimum}${unitOf(issue.origin)}`;
     case "invalid_type":
-      return { string: "text", int: "a whole number", number: "a number", boolean: "true or false", array: "a list", object: "an object", record: "an object" }[issue.expected as string] ?? issue.expected;
+      return (
+        {
+          string: "text",
+          int: "a whole number",
+          number: "a number",
+          boolean: "true or false",
+          array: "a list",
+          object: "an object",
+          record: "an object",
+        }[issue.expected as string] ?? issue.expected
+      );
     case "invalid_value":
       return `${issue.values.length > 1 ? "one of " : ""}${issue.values.map((value) => JSON.stringify(value)).join(", ")}`;
     default:
@@ -121,21 +169,36 @@ const unitOf = (origin: string): string => ({ string: " characters", array: " it
 
 /** Numbers and short words are repeated; texts may be private or long, so only their length is. */
 function shown(value: unknown): string {
-  if (typeof value === "string") return value.length <= 40 ? JSON.stringify(value) : `a text of ${value.length} characters`;
+  if (typeof value === "string")
+    return value.length <= 40 ? JSON.stringify(value) : `a text of ${value.length} characters`;
   if (Array.isArray(value)) return `a list of ${value.length}`;
   if (typeof value === "object" && value !== null) return "an object";
   return String(value);
 }
 
 function dotted(path: Path): string {
-  return path.reduce<string>((text, part) => (typeof part === "number" ? `${text}[${part}]` : text === "" ? String(part) : `${text}.${String(part)}`), "");
+  return path.reduce<string>(
+    (text, part) =>
+      typeof part === "number" ? `${text}[${part}]` : text === "" ? String(part) : `${text}.${String(part)}`,
+    "",
+  );
 }
 
 function valueAt(value: unknown, path: Path): unknown {
-  return path.reduce<unknown>((inside, part) => (typeof inside === "object" && inside !== null ? Object.getOwnPropertyDescriptor(inside, part)?.value : undefined), value);
+  return path.reduce<unknown>(
+    (inside, part) =>
+      typeof inside === "object" && inside !== null ? Object.getOwnPropertyDescriptor(inside, part)?.value : undefined,
+    value,
+  );
 }
 
-type Definition = { shape?: Record<string, z.ZodType>; element?: z.ZodType; innerType?: z.ZodType; options?: z.ZodType[]; in?: z.ZodType };
+type Definition = {
+  shape?: Record<string, z.ZodType>;
+  element?: z.ZodType;
+  innerType?: z.ZodType;
+  options?: z.ZodType[];
+  in?: z.ZodType;
+};
 
 /** Every object schema that may stand at `path`; unions and wrappers are looked through. */
 function knownKeys(schema: z.ZodType, path: Path): string[] {
@@ -147,7 +210,9 @@ function knownKeys(schema: z.ZodType, path: Path): string[] {
       return next === undefined ? [] : [next];
     });
   }
-  return [...new Set(layers.flatMap(unwrapped).flatMap((layer) => Object.keys((layer._zod.def as Definition).shape ?? {})))];
+  return [
+    ...new Set(layers.flatMap(unwrapped).flatMap((layer) => Object.keys((layer._zod.def as Definition).shape ?? {}))),
+  ];
 }
 
 function unwrapped(schema: z.ZodType): z.ZodType[] {

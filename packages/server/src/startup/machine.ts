@@ -23,8 +23,12 @@ export function sharesOf(config: Pick<Config, "runs" | "inference">): Shares {
   const { maxConcurrent, numThreads } = config.runs;
   return {
     trainingBytes: Math.floor(memory * trainingShare),
-    inferenceBytes: config.inference.memoryBytes === "auto" ? Math.floor(memory * inferenceShare) : config.inference.memoryBytes,
+    inferenceBytes:
+      config.inference.memoryBytes === "auto" ? Math.floor(memory * inferenceShare) : config.inference.memoryBytes,
     cores,
-    trainerThreads: numThreads === "auto" ? Math.max(1, Math.floor(cores / (maxConcurrent === "auto" ? 1 : maxConcurrent))) : numThreads,
+    trainerThreads:
+      numThreads === "auto"
+        ? Math.max(1, Math.floor(cores / (maxConcurrent === "auto" ? 1 : maxConcurrent)))
+        : numThreads,
   };
 }

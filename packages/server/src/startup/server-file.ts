@@ -12,14 +12,21 @@ export interface ServerFile {
 }
 
 /** Throws `conflict` when another living server holds the home. `owner` names this process; `isDead` knows a name of the past. */
-export async function claimHome(home: string, identity: { owner: string; isDead: (owner: string) => boolean }): Promise<ServerFile> {
+export async function claimHome(
+  home: string,
+  identity: { owner: string; isDead: (owner: string) => boolean },
+): Promise<ServerFile> {
   const path = join(home, "server.json");
   const other = await readServerFile(path);
   if (other !== null && other.owner !== identity.owner && !identity.isDead(other.owner)) {
-    throw new AppError("conflict", `Fettle already runs for ${home} at ${other.url} (process ${other.pid}). Use that one, stop it, or set FETTLE_HOME to another folder.`);
+    throw new AppError(
+      "conflict",
+      `Fettle already runs for ${home} at ${other.url} (process ${other.pid}). Use that one, stop it, or set FETTLE_HOME to another folder.`,
+    );
   }
   return {
-    write: (url) => writeFile(path, `${JSON.stringify({ url, pid: process.pid, owner: identity.owner })}\n`, { mode: 0o600 }),
+    write: (url) =>
+      writeFile(path, `${JSON.stringify({ url, pid: process.pid, owner: identity.owner })}\n`, { mode: 0o600 }),
     remove: () => rm(path, { force: true }),
   };
 }

@@ -14,18 +14,30 @@ afterAll(() => world.close());
 const documentedPath = (path: string): string => path.replaceAll(/:(\w+)(\{\.\+\})?/g, "{$1}");
 
 test("API-22: every served route is documented, and every documented route is served", () => {
-  const served = new Set(world.router.app.routes.filter(({ method }) => method !== "ALL").map(({ method, path }) => `${method} ${documentedPath(path)}`));
-  const documented = new Set(Object.entries(document.paths).flatMap(([path, methods]) => Object.keys(methods as object).map((method) => `${method.toUpperCase()} ${path}`)));
+  const served = new Set(
+    world.router.app.routes
+      .filter(({ method }) => method !== "ALL")
+      .map(({ method, path }) => `${method} ${documentedPath(path)}`),
+  );
+  const documented = new Set(
+    Object.entries(document.paths).flatMap(([path, methods]) =>
+      Object.keys(methods as object).map((method) => `${method.toUpperCase()} ${path}`),
+    ),
+  );
   expect([...served].sort()).toEqual([...documented].sort());
   expect(documented.size).toBeGreaterThan(35);
 });
 
 test("the document is OpenAPI 3.1 with named schemas, and every reference in it leads somewhere", () => {
   expect(document.openapi).toBe("3.1.0");
-  const references = [...JSON.stringify(document).matchAll(/"\$ref":"#\/components\/schemas\/([^"]+)"/g)].map((match) => match[1] ?? "");
+  const references = [...JSON.stringify(document).matchAll(/"\$ref":"#\/components\/schemas\/([^"]+)"/g)].map(
+    (match) => match[1] ?? "",
+  );
   expect(references.length).toBeGreaterThan(50);
   for (const name of references) expect(Object.keys(document.components.schemas)).toContain(name);
-  expect(Object.keys(document.components.schemas)).toEqual(expect.arrayContaining(["FineTuningJob", "File", "Upload", "ChatCompletion", "ErrorBody", "Run"]));
+  expect(Object.keys(document.components.schemas)).toEqual(
+    expect.arrayContaining(["FineTuningJob", "File", "Upload", "ChatCompletion", "ErrorBody", "Run"]),
+  );
 });
 
 test("every route but the open two names the key it needs", () => {
@@ -45,11 +57,26 @@ function unbounded(schema: Json, at: string, seen: Set<string> = new Set()): str
   }
   const types = [schema.type].flat();
   const found: string[] = [];
-  if (types.includes("string") && !schema.enum && !schema.const && schema.maxLength === undefined && schema.format !== "binary" && !schema.pattern) found.push(at);
-  if ((types.includes("number") || types.includes("integer")) && schema.maximum === undefined && schema.exclusiveMaximum === undefined) found.push(at);
+  if (
+    types.includes("string") &&
+    !schema.enum &&
+    !schema.const &&
+    schema.maxLength === undefined &&
+    schema.format !== "binary" &&
+    !schema.pattern
+  )
+    found.push(at);
+  if (
+    (types.includes("number") || types.includes("integer")) &&
+    schema.maximum === undefined &&
+    schema.exclusiveMaximum === undefined
+  )
+    found.push(at);
   if (types.includes("array") && schema.maxItems === undefined && !schema.prefixItems) found.push(at);
-  for (const [name, inner] of Object.entries(schema.properties ?? {})) found.push(...unbounded(inner, `${at}.${name}`, seen));
-  for (const part of [...(schema.anyOf ?? []), ...(schema.oneOf ?? []), ...(schema.allOf ?? [])]) found.push(...unbounded(part, at, seen));
+  for (const [name, inner] of Object.entries(schema.properties ?? {}))
+    found.push(...unbounded(inner, `${at}.${name}`, seen));
+  for (const part of [...(schema.anyOf ?? []), ...(schema.oneOf ?? []), ...(schema.allOf ?? [])])
+    found.push(...unbounded(part, at, seen));
   if (schema.items) found.push(...unbounded(schema.items, `${at}[]`, seen));
   return found;
 }
@@ -59,7 +86,8 @@ test("SEC-20, API-12: every number, text and list a request may carry has a boun
     for (const [method, operation] of Object.entries(methods as Record<string, Json>)) {
       const bodies = Object.values(operation.requestBody?.content ?? {}) as Json[];
       for (const { schema } of bodies) expect(unbounded(schema, `${method} ${path}`)).toEqual([]);
-      for (const parameter of operation.parameters ?? []) expect(unbounded(parameter.schema, `${method} ${path} ${parameter.name}`)).toEqual([]);
+      for (const parameter of operation.parameters ?? [])
+        expect(unbounded(parameter.schema, `${method} ${path} ${parameter.name}`)).toEqual([]);
     }
   }
 });

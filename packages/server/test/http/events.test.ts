@@ -20,11 +20,17 @@ afterAll(async () => {
 
 async function newRun(messages: string[]): Promise<string> {
   const run = sampleRun({ projectId: "default", trainingFile: file });
-  await world.deps.store.runs.create(run, messages.map((message, index) => sampleEvent(`first:${index}`, { message })));
+  await world.deps.store.runs.create(
+    run,
+    messages.map((message, index) => sampleEvent(`first:${index}`, { message })),
+  );
   return run.id;
 }
 const say = (runId: string, message: string, end = false) =>
-  world.deps.store.runs.update(runId, (run) => ({ run: end ? { ...run, status: "cancelled", finishedAt: 1_700_000_000_000 } : run, events: [sampleEvent(`said:${message}`, { message })] }));
+  world.deps.store.runs.update(runId, (run) => ({
+    run: end ? { ...run, status: "cancelled", finishedAt: 1_700_000_000_000 } : run,
+    events: [sampleEvent(`said:${message}`, { message })],
+  }));
 
 /** Reads a live stream into a list of frames that grows. */
 function follow(path: string, headers: Record<string, string> = {}, key = world.key) {
@@ -32,22 +38,31 @@ function follow(path: string, headers: Record<string, string> = {}, key = world.
   const frames: { id?: string; event?: string; data?: string }[] = [];
   const state = { frames, status: 0, closed: false, stop: () => controller.abort() };
   const reading = async (): Promise<void> => {
-    const response = await fetch(`${server.url}${path}`, { headers: { authorization: `Bearer ${key}`, accept: "text/event-stream", ...headers }, signal: controller.signal });
+    const response = await fetch(`${server.url}${path}`, {
+      headers: { authorization: `Bearer ${key}`, accept: "text/event-stream", ...headers },
+      signal: controller.signal,
+    });
     state.status = response.status;
     let rest = "";
     const decoder = new TextDecoder();
     for await (const chunk of response.body ?? []) {
       const parts = (rest + decoder.decode(chunk, { stream: true })).split("\n\n");
       rest = parts.pop() ?? "";
-      for (const part of parts) frames.push(Object.fromEntries(part.split("\n").map((line) => line.split(/: (.*)/s).slice(0, 2))));
+      for (const part of parts)
+        frames.push(Object.fromEntries(part.split("\n").map((line) => line.split(/: (.*)/s).slice(0, 2))));
     }
   };
-  reading().catch(() => undefined).finally(() => {
-    state.closed = true;
-  });
+  reading()
+    .catch(() => undefined)
+    .finally(() => {
+      state.closed = true;
+    });
   return state;
 }
-const messagesOf = (stream: ReturnType<typeof follow>): string[] => stream.frames.filter((frame) => frame.event === "run.event").map((frame) => runEventSchema.parse(JSON.parse(frame.data ?? "")).message);
+const messagesOf = (stream: ReturnType<typeof follow>): string[] =>
+  stream.frames
+    .filter((frame) => frame.event === "run.event")
+    .map((frame) => runEventSchema.parse(JSON.parse(frame.data ?? "")).message);
 
 test("a live stream gives what was, then what comes, then the ended run, and closes", async () => {
   const run = await newRun(["one", "two"]);
@@ -72,7 +87,13 @@ test("Last-Event-ID goes on after the last event seen; so does since", async () 
   const polled = await world.send("GET", `/api/runs/${run}/events?since=1&limit=2`);
   expect(polled.json.data.map((event: Json) => event.message)).toEqual(["two", "three"]);
   expect(polled.json.has_more).toBe(true);
-  expect((await world.send("GET", `/api/runs/${run}/events`, { headers: { accept: "text/event-stream", "last-event-id": "abc" } })).json.error.code).toBe("invalid_request");
+  expect(
+    (
+      await world.send("GET", `/api/runs/${run}/events`, {
+        headers: { accept: "text/event-stream", "last-event-id": "abc" },
+      })
+    ).json.error.code,
+  ).toBe("invalid_request");
 });
 
 test("API-6: a stream ends soon after its key is revoked", async () => {

@@ -40,8 +40,21 @@ test("a job without a seed gets one", async () => {
 test("hyperparameters are taken from the method, from the old place, and by our names", async () => {
   const old = await create({ hyperparameters: { n_epochs: 2, batch_size: "auto" } });
   expect(old.json.hyperparameters).toMatchObject({ n_epochs: 2, batch_size: "auto" });
-  const own = await create({ method: { type: "supervised", supervised: { method: "lora", task: "chat", hyperparameters: { num_train_epochs: 3, learning_rate: 0.001, lora_r: "auto" } } } });
-  expect(own.json.method.supervised).toMatchObject({ method: "lora", task: "chat", hyperparameters: { n_epochs: 3, learning_rate: 0.001 } });
+  const own = await create({
+    method: {
+      type: "supervised",
+      supervised: {
+        method: "lora",
+        task: "chat",
+        hyperparameters: { num_train_epochs: 3, learning_rate: 0.001, lora_r: "auto" },
+      },
+    },
+  });
+  expect(own.json.method.supervised).toMatchObject({
+    method: "lora",
+    task: "chat",
+    hyperparameters: { n_epochs: 3, learning_rate: 0.001 },
+  });
   expect(own.json.method.supervised.hyperparameters).not.toHaveProperty("lora_r");
 });
 
@@ -50,39 +63,106 @@ test("metadata can set task and method for clients that can send nothing else", 
   expect(json.method.supervised).toMatchObject({ task: "classification", method: "head" });
   const note = await create({ metadata: { task: "ticket-17" } });
   const events = await world.send("GET", `${jobs}/${note.json.id}/events`);
-  expect(events.json.data.map((event: Json) => event.message)).toContain('metadata.task is "ticket-17": not one of chat, classification, seq2seq, so it was kept as a note only.');
+  expect(events.json.data.map((event: Json) => event.message)).toContain(
+    'metadata.task is "ticket-17": not one of chat, classification, seq2seq, so it was kept as a note only.',
+  );
 });
 
 test("fields of other tools are accepted and told as a warning event", async () => {
   const { json } = await create({ trainingType: "globalstandard" });
   const { json: events } = await world.send("GET", `${jobs}/${json.id}/events`);
-  expect(events.data).toContainEqual(expect.objectContaining({ level: "warn", message: 'The field "trainingType" is not known here and was ignored.' }));
-  expect(events.data).toContainEqual(expect.objectContaining({ level: "info", message: `Created fine-tuning job: ${json.id}` }));
+  expect(events.data).toContainEqual(
+    expect.objectContaining({ level: "warn", message: 'The field "trainingType" is not known here and was ignored.' }),
+  );
+  expect(events.data).toContainEqual(
+    expect.objectContaining({ level: "info", message: `Created fine-tuning job: ${json.id}` }),
+  );
 });
 
 const refusals: [name: string, body: object, error: object][] = [
-  ["an unknown model names the nearest", { model: "smollm2-135m-instuct" }, { code: "model_not_found", param: "model", message: 'The model "smollm2-135m-instuct" does not exist or you do not have access to it. Did you mean "smollm2-135m-instruct"?' }],
-  ["an unknown file", { training_file: "file-nope" }, { code: "not_found", param: "training_file", message: 'No file "file-nope" in this project. List the files to see their ids: GET /v1/files.' }],
+  [
+    "an unknown model names the nearest",
+    { model: "smollm2-135m-instuct" },
+    {
+      code: "model_not_found",
+      param: "model",
+      message:
+        'The model "smollm2-135m-instuct" does not exist or you do not have access to it. Did you mean "smollm2-135m-instruct"?',
+    },
+  ],
+  [
+    "an unknown file",
+    { training_file: "file-nope" },
+    {
+      code: "not_found",
+      param: "training_file",
+      message: 'No file "file-nope" in this project. List the files to see their ids: GET /v1/files.',
+    },
+  ],
   ["an unknown validation file", { validation_file: "file-nope" }, { code: "not_found", param: "validation_file" }],
-  ["a suffix of 65 characters", { suffix: "s".repeat(65) }, { code: "value_out_of_range", param: "suffix", message: "`suffix` is a text of 65 characters: expected at most 64 characters." }],
+  [
+    "a suffix of 65 characters",
+    { suffix: "s".repeat(65) },
+    {
+      code: "value_out_of_range",
+      param: "suffix",
+      message: "`suffix` is a text of 65 characters: expected at most 64 characters.",
+    },
+  ],
   ["an empty suffix", { suffix: "" }, { code: "value_out_of_range", param: "suffix" }],
   [
     "learning rate 2",
     { method: { type: "supervised", supervised: { hyperparameters: { learning_rate: 2 } } } },
-    { code: "value_out_of_range", param: "method.supervised.hyperparameters.learning_rate", message: "`method.supervised.hyperparameters.learning_rate` is 2: expected at most 0.1." },
+    {
+      code: "value_out_of_range",
+      param: "method.supervised.hyperparameters.learning_rate",
+      message: "`method.supervised.hyperparameters.learning_rate` is 2: expected at most 0.1.",
+    },
   ],
-  ["51 epochs", { hyperparameters: { n_epochs: 51 } }, { code: "value_out_of_range", param: "hyperparameters.n_epochs", message: "`hyperparameters.n_epochs` is 51: expected at most 50." }],
-  ["a word for a number", { hyperparameters: { n_epochs: "many" } }, { code: "invalid_request", message: '`hyperparameters.n_epochs` is "many": expected "auto", or a number.' }],
+  [
+    "51 epochs",
+    { hyperparameters: { n_epochs: 51 } },
+    {
+      code: "value_out_of_range",
+      param: "hyperparameters.n_epochs",
+      message: "`hyperparameters.n_epochs` is 51: expected at most 50.",
+    },
+  ],
+  [
+    "a word for a number",
+    { hyperparameters: { n_epochs: "many" } },
+    { code: "invalid_request", message: '`hyperparameters.n_epochs` is "many": expected "auto", or a number.' },
+  ],
   [
     "a misspelt hyperparameter",
     { method: { type: "supervised", supervised: { hyperparameters: { learning_rat: 0.1 } } } },
-    { code: "unknown_field", param: "method.supervised.hyperparameters.learning_rat", message: '`method.supervised.hyperparameters.learning_rat` is not known. Did you mean "learning_rate"?' },
+    {
+      code: "unknown_field",
+      param: "method.supervised.hyperparameters.learning_rat",
+      message: '`method.supervised.hyperparameters.learning_rat` is not known. Did you mean "learning_rate"?',
+    },
   ],
-  ["method dpo", { method: { type: "dpo", dpo: { hyperparameters: { beta: 0.1 } } } }, { code: "unsupported_method", param: "method.type", message: 'method.type is "dpo": only "supervised" is built. Use method.type "supervised".' }],
+  [
+    "method dpo",
+    { method: { type: "dpo", dpo: { hyperparameters: { beta: 0.1 } } } },
+    {
+      code: "unsupported_method",
+      param: "method.type",
+      message: 'method.type is "dpo": only "supervised" is built. Use method.type "supervised".',
+    },
+  ],
   ["method reinforcement", { method: { type: "reinforcement", reinforcement: {} } }, { code: "unsupported_method" }],
   ["a seed past 2^31", { seed: 2147483648 }, { code: "value_out_of_range", param: "seed" }],
-  ["17 metadata pairs", { metadata: Object.fromEntries(Array.from({ length: 17 }, (_, index) => [`k${index}`, "v"])) }, { code: "invalid_request", param: "metadata" }],
-  ["no training file", { training_file: undefined }, { code: "invalid_request", param: "training_file", message: "`training_file` is missing: expected text." }],
+  [
+    "17 metadata pairs",
+    { metadata: Object.fromEntries(Array.from({ length: 17 }, (_, index) => [`k${index}`, "v"])) },
+    { code: "invalid_request", param: "metadata" },
+  ],
+  [
+    "no training file",
+    { training_file: undefined },
+    { code: "invalid_request", param: "training_file", message: "`training_file` is missing: expected text." },
+  ],
 ];
 test.each(refusals)("refused: %s", async (_name, body, error) => {
   const { json } = await create(body);
@@ -91,10 +171,20 @@ test.each(refusals)("refused: %s", async (_name, body, error) => {
 
 test("a file of another purpose, one that was refused, or one that was deleted cannot be trained on", async () => {
   const other = await world.upload("x", { purpose: "evals" });
-  expect((await create({ training_file: other })).json.error).toMatchObject({ code: "file_not_usable", message: `File "${other}" has the purpose "evals": expected "fine-tune". Upload it again with purpose "fine-tune".` });
+  expect((await create({ training_file: other })).json.error).toMatchObject({
+    code: "file_not_usable",
+    message: `File "${other}" has the purpose "evals": expected "fine-tune". Upload it again with purpose "fine-tune".`,
+  });
   const broken = await world.upload("{");
-  await world.deps.store.files.setProcessed("default", broken, { status: "error", statusDetails: "Line 1, column 2: not JSON.", report: null });
-  expect((await create({ training_file: broken })).json.error).toMatchObject({ code: "file_not_usable", message: `File "${broken}" cannot be trained on: Line 1, column 2: not JSON.` });
+  await world.deps.store.files.setProcessed("default", broken, {
+    status: "error",
+    statusDetails: "Line 1, column 2: not JSON.",
+    report: null,
+  });
+  expect((await create({ training_file: broken })).json.error).toMatchObject({
+    code: "file_not_usable",
+    message: `File "${broken}" cannot be trained on: Line 1, column 2: not JSON.`,
+  });
   const deleted = await world.upload();
   await world.send("DELETE", `/v1/files/${deleted}`);
   for (let turn = 0; turn < 2; turn += 1) expect((await create({ training_file: deleted })).status).toBe(404);
@@ -102,7 +192,8 @@ test("a file of another purpose, one that was refused, or one that was deleted c
 
 test("cancel, pause and resume take an empty body sent as JSON, and refuse with 409 that must not be retried", async () => {
   const { json } = await create();
-  const steer = (to: string) => world.send("POST", `${jobs}/${json.id}/${to}`, { headers: { "content-type": "application/json" }, body: "" });
+  const steer = (to: string) =>
+    world.send("POST", `${jobs}/${json.id}/${to}`, { headers: { "content-type": "application/json" }, body: "" });
   await world.deps.store.runs.update(json.id, (run) => ({ run: { ...run, status: "queued" }, events: [] }));
   expect((await steer("pause")).json.status).toBe("paused");
   expect((await steer("resume")).json.status).toBe("queued");
@@ -110,7 +201,10 @@ test("cancel, pause and resume take an empty body sent as JSON, and refuse with 
   const again = await steer("cancel");
   expect(again.status).toBe(409);
   expect(again.headers.get("x-should-retry")).toBe("false");
-  expect(again.json.error).toMatchObject({ code: "conflict", message: `Run ${json.id} is cancelled: only a run that is not ended can be cancelled.` });
+  expect(again.json.error).toMatchObject({
+    code: "conflict",
+    message: `Run ${json.id} is cancelled: only a run that is not ended can be cancelled.`,
+  });
   expect((await steer("resume")).json.error.code).toBe("conflict");
 });
 
@@ -120,7 +214,9 @@ test("jobs page by the last id, newest first, and filter by metadata; an empty f
     const training_file = await fresh.upload();
     const ids: string[] = [];
     for (let index = 0; index < 5; index += 1) {
-      const { json } = await fresh.send("POST", jobs, { body: { model: "minilm", training_file, metadata: { parity: index % 2 ? "odd" : "even" } } });
+      const { json } = await fresh.send("POST", jobs, {
+        body: { model: "minilm", training_file, metadata: { parity: index % 2 ? "odd" : "even" } },
+      });
       ids.unshift(json.id);
     }
     const seen: string[] = [];
@@ -134,7 +230,10 @@ test("jobs page by the last id, newest first, and filter by metadata; an empty f
     expect(odd.json.data).toHaveLength(2);
     expect((await fresh.send("GET", `${jobs}?metadata=`)).json.data).toHaveLength(5);
     expect((await fresh.send("GET", `${jobs}?limit=101`)).json.error.code).toBe("value_out_of_range");
-    expect((await fresh.send("GET", `${jobs}?limt=1`)).json.error).toMatchObject({ code: "unknown_field", message: '`limt` is not known in the query. Did you mean "limit"?' });
+    expect((await fresh.send("GET", `${jobs}?limt=1`)).json.error).toMatchObject({
+      code: "unknown_field",
+      message: '`limt` is not known in the query. Did you mean "limit"?',
+    });
   } finally {
     await fresh.close();
   }
@@ -146,7 +245,17 @@ test("checkpoints carry the model name to ask for, and no metric that was not me
   await world.deps.store.runs.ingest(lease, {
     events: [],
     offset: 10,
-    checkpoints: [{ id: "ftckpt_1", runId: json.id, step: 5, modelName: "ft:smollm2-135m-instruct:default::abc:ckpt-step-5", path: "checkpoints/5", metrics: { train_loss: 1.5, learning_rate: 1 }, createdAt: 1_700_000_000_500 }],
+    checkpoints: [
+      {
+        id: "ftckpt_1",
+        runId: json.id,
+        step: 5,
+        modelName: "ft:smollm2-135m-instruct:default::abc:ckpt-step-5",
+        path: "checkpoints/5",
+        metrics: { train_loss: 1.5, learning_rate: 1 },
+        createdAt: 1_700_000_000_500,
+      },
+    ],
   });
   const { json: page } = await world.send("GET", `${jobs}/${json.id}/checkpoints`);
   expect(page).toEqual({
@@ -166,7 +275,9 @@ test("checkpoints carry the model name to ask for, and no metric that was not me
     last_id: "ftckpt_1",
     has_more: false,
   });
-  expect((await world.send("GET", "/v1/models/ft:smollm2-135m-instruct:default::abc:ckpt-step-5")).json.object).toBe("model");
+  expect((await world.send("GET", "/v1/models/ft:smollm2-135m-instruct:default::abc:ckpt-step-5")).json.object).toBe(
+    "model",
+  );
 });
 
 async function leased(runId: string) {
@@ -213,7 +324,10 @@ test("Idempotency-Key: same body once, other body 409, also under 20 requests at
     expect(busy.headers.get("retry-after")).toBe("1");
   }
   expect((await create({ suffix: "idem" }, headers)).json.id).toBe([...ids][0]);
-  expect((await create({ suffix: "other" }, headers)).json.error).toMatchObject({ code: "idempotency_mismatch", param: "Idempotency-Key" });
+  expect((await create({ suffix: "other" }, headers)).json.error).toMatchObject({
+    code: "idempotency_mismatch",
+    param: "Idempotency-Key",
+  });
 });
 
 test("a refused request is not remembered under its key", async () => {
@@ -235,11 +349,34 @@ test("a retried upload gives the same file and keeps no second copy", async () =
 });
 
 test("our own API starts a run with every value by its name, strictly", async () => {
-  const { json } = await world.send("POST", "/api/runs", { body: { model: "minilm", training_file: file, task: "classification", method: "head", hyperparameters: { num_train_epochs: 2 } } });
-  expect(json).toMatchObject({ object: "run", status: "validating_files", family: "encoder", task: "classification", method: "head" });
-  const refused = await world.send("POST", "/api/runs", { body: { model: "minilm", training_file: file, project_id: "other", hyperparameters: { learning_rate: 2, lorar: 1 } } });
+  const { json } = await world.send("POST", "/api/runs", {
+    body: {
+      model: "minilm",
+      training_file: file,
+      task: "classification",
+      method: "head",
+      hyperparameters: { num_train_epochs: 2 },
+    },
+  });
+  expect(json).toMatchObject({
+    object: "run",
+    status: "validating_files",
+    family: "encoder",
+    task: "classification",
+    method: "head",
+  });
+  const refused = await world.send("POST", "/api/runs", {
+    body: {
+      model: "minilm",
+      training_file: file,
+      project_id: "other",
+      hyperparameters: { learning_rate: 2, lorar: 1 },
+    },
+  });
   expect(refused.json.error.faults).toHaveLength(3);
-  expect(refused.json.error.faults.map((fault: Json) => fault.path)).toEqual(expect.arrayContaining(["project_id", "hyperparameters.learning_rate", "hyperparameters.lorar"]));
+  expect(refused.json.error.faults.map((fault: Json) => fault.path)).toEqual(
+    expect.arrayContaining(["project_id", "hyperparameters.learning_rate", "hyperparameters.lorar"]),
+  );
   expect((await world.send("POST", `/api/runs/${json.id}/cancel`)).json.status).toBe("cancelled");
   expect((await world.send("POST", `/api/runs/${json.id}/stop`)).status).toBe(409);
   expect((await world.send("GET", "/api/runs?limit=1")).json.data[0].id).toBe(json.id);

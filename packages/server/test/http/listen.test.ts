@@ -28,7 +28,10 @@ test("before it is open the server says so; then it answers", async () => {
 
 test("a port in use is told with its number and the way out", async () => {
   const port = Number(new URL(server.url).port);
-  await expect(listen({ host: "127.0.0.1", port })).rejects.toMatchObject({ code: "port_in_use", message: `Port ${port} on 127.0.0.1 is taken by another program. Stop it, or choose a free port: FETTLE_PORT=${port + 1}.` });
+  await expect(listen({ host: "127.0.0.1", port })).rejects.toMatchObject({
+    code: "port_in_use",
+    message: `Port ${port} on 127.0.0.1 is taken by another program. Stop it, or choose a free port: FETTLE_PORT=${port + 1}.`,
+  });
 });
 
 test("an address that is not ours is told", async () => {
@@ -39,8 +42,17 @@ test("a client that leaves in the middle stops the generation, streamed or not",
   for (const stream of [true, false]) {
     world.inference.hold = new Promise(() => undefined);
     const controller = new AbortController();
-    const body = JSON.stringify({ model: "smollm2-135m-instruct", stream, messages: [{ role: "user", content: "Hi" }] });
-    const call = fetch(`${server.url}/v1/chat/completions`, { method: "POST", signal: controller.signal, headers: { authorization: `Bearer ${world.key}`, "content-type": "application/json" }, body });
+    const body = JSON.stringify({
+      model: "smollm2-135m-instruct",
+      stream,
+      messages: [{ role: "user", content: "Hi" }],
+    });
+    const call = fetch(`${server.url}/v1/chat/completions`, {
+      method: "POST",
+      signal: controller.signal,
+      headers: { authorization: `Bearer ${world.key}`, "content-type": "application/json" },
+      body,
+    });
     const left = call.then((response) => response.text()).catch(() => "left");
     await eventually("the generation", () => world.inference.running === 1);
     controller.abort();
@@ -52,7 +64,14 @@ test("a client that leaves in the middle stops the generation, streamed or not",
 
 test("an upload cut off in the middle leaves no file, and the server goes on", async () => {
   const before = (await world.send("GET", "/v1/files")).json.data.length;
-  const cut = request(`${server.url}/v1/files`, { method: "POST", headers: { authorization: `Bearer ${world.key}`, "content-type": "multipart/form-data; boundary=b", "content-length": "1000000" } });
+  const cut = request(`${server.url}/v1/files`, {
+    method: "POST",
+    headers: {
+      authorization: `Bearer ${world.key}`,
+      "content-type": "multipart/form-data; boundary=b",
+      "content-length": "1000000",
+    },
+  });
   cut.on("error", () => undefined);
   cut.write('--b\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{"messages"');
   await new Promise((resolve) => cut.flushHeaders() ?? setImmediate(resolve));
@@ -62,9 +81,15 @@ test("an upload cut off in the middle leaves no file, and the server goes on", a
 });
 
 test("a chunked upload without content-length is taken", async () => {
-  const text = '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nevals\r\n--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b--\r\n';
+  const text =
+    '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nevals\r\n--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b--\r\n';
   const body = new Blob([text]).stream();
-  const response = await fetch(`${server.url}/v1/files`, { method: "POST", headers: { authorization: `Bearer ${world.key}`, "content-type": "multipart/form-data; boundary=b" }, body, duplex: "half" } as RequestInit);
+  const response = await fetch(`${server.url}/v1/files`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${world.key}`, "content-type": "multipart/form-data; boundary=b" },
+    body,
+    duplex: "half",
+  } as RequestInit);
   expect(await response.json()).toMatchObject({ bytes: 5, filename: "a.txt", status: "processed" });
 });
 

@@ -8,7 +8,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AppDeps } from "../../src/app/deps.js";
 import { createKey } from "../../src/app/keys.js";
-import type { Background, BaseModel, Catalogue, Clock, FileRecord, Inference, InferenceTarget, Log } from "../../src/app/ports.js";
+import type {
+  Background,
+  BaseModel,
+  Catalogue,
+  Clock,
+  FileRecord,
+  Inference,
+  InferenceTarget,
+  Log,
+} from "../../src/app/ports.js";
 import { localBlobs } from "../../src/blobs/local.js";
 import { createApp } from "../../src/http/app.js";
 import type { HttpDeps } from "../../src/http/deps.js";
@@ -18,9 +27,42 @@ import { systemClock, systemIds } from "../../src/system.js";
 import { createTestDatabase } from "../database.js";
 
 export const baseModels: BaseModel[] = [
-  { name: "smollm2-135m-instruct", family: "decoder", path: "/models/smollm2", numParameters: 135e6, hiddenSize: 4, numLayers: 30, vocabSize: 49152, contextLength: 64, licence: "Apache-2.0", source: "bundled" },
-  { name: "minilm", family: "encoder", path: "/models/minilm", numParameters: 22e6, hiddenSize: 4, numLayers: 6, vocabSize: 30522, contextLength: 512, licence: "Apache-2.0", source: "bundled" },
-  { name: "org/tiny-t5", family: "seq2seq", path: "/models/t5", numParameters: 5e6, hiddenSize: 4, numLayers: 2, vocabSize: 1000, contextLength: 512, licence: "MIT", source: "local" },
+  {
+    name: "smollm2-135m-instruct",
+    family: "decoder",
+    path: "/models/smollm2",
+    numParameters: 135e6,
+    hiddenSize: 4,
+    numLayers: 30,
+    vocabSize: 49152,
+    contextLength: 64,
+    licence: "Apache-2.0",
+    source: "bundled",
+  },
+  {
+    name: "minilm",
+    family: "encoder",
+    path: "/models/minilm",
+    numParameters: 22e6,
+    hiddenSize: 4,
+    numLayers: 6,
+    vocabSize: 30522,
+    contextLength: 512,
+    licence: "Apache-2.0",
+    source: "bundled",
+  },
+  {
+    name: "org/tiny-t5",
+    family: "seq2seq",
+    path: "/models/t5",
+    numParameters: 5e6,
+    hiddenSize: 4,
+    numLayers: 2,
+    vocabSize: 1000,
+    contextLength: 512,
+    licence: "MIT",
+    source: "local",
+  },
 ];
 
 const catalogue: Catalogue = {
@@ -34,7 +76,8 @@ const catalogue: Catalogue = {
 /** Marks a file as read, as the real background does when a file has no fault. */
 function background(store: AppDeps["store"]): Background {
   return {
-    processFile: (projectId, fileId) => store.files.setProcessed(projectId, fileId, { status: "processed", statusDetails: null, report: null }),
+    processFile: (projectId, fileId) =>
+      store.files.setProcessed(projectId, fileId, { status: "processed", statusDetails: null, report: null }),
     close: async () => undefined,
   };
 }
@@ -76,7 +119,7 @@ export async function createWorld(): Promise<World> {
   let offset = 0;
   const logged: object[] = [];
   const note = (fields: object, message: string): void => void logged.push({ ...fields, message });
-  const log: Log = { info: note, warn: note, error: (fields, message) => (process.env.SHOW_ERRORS ? console.error(fields, message) : undefined, note(fields, message)) };
+  const log: Log = { info: note, warn: note, error: note };
   const clock: Clock = { ...systemClock, now: () => Date.now() + offset };
   const inference = new FakeInference();
   const deps: HttpDeps = {
@@ -91,9 +134,11 @@ export async function createWorld(): Promise<World> {
     settings: { version: "0.1.0", startedAt: clock.now(), allowedHosts: ["fettle.example.org"], home },
   };
   const router = createApp(deps);
-  const newKey = async (projectId: string, role: "admin" | "member" = "member"): Promise<string> => (await createKey(deps, { projectId, name: "test", role })).secret;
+  const newKey = async (projectId: string, role: "admin" | "member" = "member"): Promise<string> =>
+    (await createKey(deps, { projectId, name: "test", role })).secret;
   const key = await newKey("default", "admin");
-  const send = (method: string, path: string, options: SendOptions = {}): Promise<Answer> => sendTo(router, { method, path, key, ...options });
+  const send = (method: string, path: string, options: SendOptions = {}): Promise<Answer> =>
+    sendTo(router, { method, path, key, ...options });
   return {
     router,
     deps,
@@ -125,9 +170,17 @@ async function sendTo(router: Router, request: { method: string; path: string } 
   const { method, path, body, key } = request;
   const headers = new Headers(request.headers);
   if (key != null) headers.set("authorization", `Bearer ${key}`);
-  const raw = body instanceof FormData || typeof body === "string" || body instanceof ReadableStream || body instanceof Uint8Array;
+  const raw =
+    body instanceof FormData ||
+    typeof body === "string" ||
+    body instanceof ReadableStream ||
+    body instanceof Uint8Array;
   if (body !== undefined && !raw && !headers.has("content-type")) headers.set("content-type", "application/json");
-  const init: Record<string, unknown> = { method, headers, ...(body !== undefined && { body: raw ? body : JSON.stringify(body), duplex: "half" }) };
+  const init: Record<string, unknown> = {
+    method,
+    headers,
+    ...(body !== undefined && { body: raw ? body : JSON.stringify(body), duplex: "half" }),
+  };
   const response = await router.app.request(path, init as RequestInit);
   const text = await response.text();
   const isJson = text !== "" && (response.headers.get("content-type")?.startsWith("application/json") ?? false);
@@ -137,13 +190,18 @@ async function sendTo(router: Router, request: { method: string; path: string } 
 }
 
 /** Fails the test when an answer is not what its route documents. */
-export function checkContract(router: Router, answer: { method: string; path: string; status: number; json: unknown }): void {
+export function checkContract(
+  router: Router,
+  answer: { method: string; path: string; status: number; json: unknown },
+): void {
   const path = new URL(answer.path, "http://localhost").pathname;
   const route = router.declared.find((one) => one.method === answer.method.toLowerCase() && one.pattern.test(path));
   const schema = answer.status === 200 ? route?.response : errorBodySchema;
   const parsed = schema?.safeParse(answer.json);
   if (parsed && !parsed.success) {
-    throw new Error(`${answer.method} ${path} -> ${answer.status} breaks its contract: ${parsed.error.message}\n${JSON.stringify(answer.json)}`);
+    throw new Error(
+      `${answer.method} ${path} -> ${answer.status} breaks its contract: ${parsed.error.message}\n${JSON.stringify(answer.json)}`,
+    );
   }
 }
 
@@ -163,7 +221,11 @@ export class FakeInference implements Inference {
   /** When set, generation waits for it after the first delta. */
   hold: Promise<void> | null = null;
 
-  async *generate(target: InferenceTarget, request: Parameters<Inference["generate"]>[1], signal: AbortSignal): ReturnType<Inference["generate"]> {
+  async *generate(
+    target: InferenceTarget,
+    request: Parameters<Inference["generate"]>[1],
+    signal: AbortSignal,
+  ): ReturnType<Inference["generate"]> {
     this.requests.push({ target, request });
     this.running += 1;
     try {
@@ -177,9 +239,15 @@ export class FakeInference implements Inference {
         const token = { token: text, bytes: [...Buffer.from(text)], logprob: -0.5 };
         const top = Array.from({ length: request.logprobs ?? 0 }, () => token);
         yield { type: "delta", text, logprobs: request.logprobs === null ? [] : [{ ...token, top }] };
-        if (this.hold && !signal.aborted) await Promise.race([this.hold, new Promise((resolve) => signal.addEventListener("abort", resolve))]);
+        if (this.hold && !signal.aborted)
+          await Promise.race([this.hold, new Promise((resolve) => signal.addEventListener("abort", resolve))]);
       }
-      yield { type: "end", finishReason: shown.length < words.length ? "length" : "stop", promptTokens: 7, completionTokens: shown.length };
+      yield {
+        type: "end",
+        finishReason: shown.length < words.length ? "length" : "stop",
+        promptTokens: 7,
+        completionTokens: shown.length,
+      };
     } finally {
       this.running -= 1;
     }
@@ -191,7 +259,10 @@ export class FakeInference implements Inference {
 
   async embed(_target: InferenceTarget, inputs: (string | number[])[]): ReturnType<Inference["embed"]> {
     this.embedded.push(inputs);
-    return { vectors: inputs.map((_, index) => Float32Array.from([index + 0.5, -1, 0.25, 1e-3])), numTokens: inputs.length * 2 };
+    return {
+      vectors: inputs.map((_, index) => Float32Array.from([index + 0.5, -1, 0.25, 1e-3])),
+      numTokens: inputs.length * 2,
+    };
   }
 
   loaded(): ReturnType<Inference["loaded"]> {

@@ -21,7 +21,10 @@ export function runObject(run: Run): RunObject {
     validation_file: run.validationFile,
     hyperparameters: run.hyperparameters,
     labels: run.labels,
-    estimate: run.estimate === null ? null : { seconds: run.estimate.seconds, memory_bytes: run.estimate.memoryBytes, tokens: run.estimate.tokens },
+    estimate:
+      run.estimate === null
+        ? null
+        : { seconds: run.estimate.seconds, memory_bytes: run.estimate.memoryBytes, tokens: run.estimate.tokens },
     seed: run.seed,
     attempt: run.attempt,
     started_at: toSecondsOrNull(run.startedAt),

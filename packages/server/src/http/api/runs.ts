@@ -1,4 +1,12 @@
-import { createRunSchema, objectIdSchema, runEventListSchema, runEventQuerySchema, runListQuerySchema, runListSchema, runObjectSchema } from "@fettle/contract";
+import {
+  createRunSchema,
+  objectIdSchema,
+  runEventListSchema,
+  runEventQuerySchema,
+  runListQuerySchema,
+  runListSchema,
+  runObjectSchema,
+} from "@fettle/contract";
 import { z } from "zod";
 import { followEvents, type Live, listOwnEvents } from "../../app/events.js";
 import { createOwnRun, getRun, listRuns, steerRun } from "../../app/jobs.js";
@@ -16,32 +24,94 @@ const tag = "Runs";
 const lastEventIdSchema = z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER);
 
 export function runRoutes(router: Router): void {
+  recordRoutes(router);
+  steerRoutes(router);
+  eventRoute(router);
+}
+
+function recordRoutes(router: Router): void {
   const { deps } = router;
-  endpoint(router, { method: "post", path: "/api/runs", summary: "Start a run", tag, role: "member", body: createRunSchema, response: runObjectSchema, once: true }, async ({ caller, body }) =>
-    runObject(await createOwnRun(deps, { projectId: caller.projectId, request: body })),
+  endpoint(
+    router,
+    {
+      method: "post",
+      path: "/api/runs",
+      summary: "Start a run",
+      tag,
+      role: "member",
+      body: createRunSchema,
+      response: runObjectSchema,
+      once: true,
+    },
+    async ({ caller, body }) => runObject(await createOwnRun(deps, { projectId: caller.projectId, request: body })),
   );
-
-  endpoint(router, { method: "get", path: "/api/runs", summary: "List runs, newest first", tag, role: "member", query: runListQuerySchema, response: runListSchema }, async ({ caller, query }) => {
-    const page = await listRuns(deps, { projectId: caller.projectId, ...query });
-    return { object: "list", data: page.data.map(runObject), has_more: page.hasMore };
-  });
-
-  endpoint(router, { method: "get", path: "/api/runs/{run_id}", summary: "One run", tag, role: "member", params, response: runObjectSchema }, async ({ caller, params: { run_id } }) =>
-    runObject(await getRun(deps, { projectId: caller.projectId, runId: run_id })),
-  );
-
-  for (const [word, to] of [["stop", "pause"], ["resume", "resume"], ["cancel", "cancel"]] as const) {
-    endpoint(router, { method: "post", path: `/api/runs/{run_id}/${word}`, summary: steering[word], tag, role: "member", params, response: runObjectSchema }, async ({ caller, params: { run_id } }) =>
-      runObject(await steerRun(deps, { projectId: caller.projectId, runId: run_id, to })),
-    );
-  }
 
   endpoint(
     router,
     {
       method: "get",
+      path: "/api/runs",
+      summary: "List runs, newest first",
+      tag,
+      role: "member",
+      query: runListQuerySchema,
+      response: runListSchema,
+    },
+    async ({ caller, query }) => {
+      const page = await listRuns(deps, { projectId: caller.projectId, ...query });
+      return { object: "list", data: page.data.map(runObject), has_more: page.hasMore };
+    },
+  );
+
+  endpoint(
+    router,
+    {
+      method: "get",
+      path: "/api/runs/{run_id}",
+      summary: "One run",
+      tag,
+      role: "member",
+      params,
+      response: runObjectSchema,
+    },
+    async ({ caller, params: { run_id } }) =>
+      runObject(await getRun(deps, { projectId: caller.projectId, runId: run_id })),
+  );
+}
+
+function steerRoutes(router: Router): void {
+  const { deps } = router;
+  for (const [word, to] of [
+    ["stop", "pause"],
+    ["resume", "resume"],
+    ["cancel", "cancel"],
+  ] as const) {
+    endpoint(
+      router,
+      {
+        method: "post",
+        path: `/api/runs/{run_id}/${word}`,
+        summary: steering[word],
+        tag,
+        role: "member",
+        params,
+        response: runObjectSchema,
+      },
+      async ({ caller, params: { run_id } }) =>
+        runObject(await steerRun(deps, { projectId: caller.projectId, runId: run_id, to })),
+    );
+  }
+}
+
+function eventRoute(router: Router): void {
+  const { deps } = router;
+  endpoint(
+    router,
+    {
+      method: "get",
       path: "/api/runs/{run_id}/events",
-      summary: "Events of a run, oldest first; as a live stream with `Accept: text/event-stream`, going on after `Last-Event-ID`",
+      summary:
+        "Events of a run, oldest first; as a live stream with `Accept: text/event-stream`, going on after `Last-Event-ID`",
       tag,
       role: "member",
       params,
@@ -77,7 +147,8 @@ const steering = {
 async function* frames(live: AsyncIterable<Live>, stillAllowed: () => Promise<unknown>): AsyncIterable<string> {
   yield "retry: 1000\n\n";
   for await (const item of live) {
-    if (item.type === "event") yield `id: ${item.event.seq}\nevent: run.event\ndata: ${JSON.stringify(runEventObject(item.event))}\n\n`;
+    if (item.type === "event")
+      yield `id: ${item.event.seq}\nevent: run.event\ndata: ${JSON.stringify(runEventObject(item.event))}\n\n`;
     if (item.type === "quiet") {
       await stillAllowed();
       yield ": quiet\n\n";

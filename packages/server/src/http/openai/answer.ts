@@ -30,7 +30,11 @@ export class UsageCount {
 
   total(): Usage {
     const prompt = [...this.promptTokens.values()].reduce((sum, tokens) => sum + tokens, 0);
-    return { prompt_tokens: prompt, completion_tokens: this.completionTokens, total_tokens: prompt + this.completionTokens };
+    return {
+      prompt_tokens: prompt,
+      completion_tokens: this.completionTokens,
+      total_tokens: prompt + this.completionTokens,
+    };
   }
 }
 
@@ -38,7 +42,8 @@ export async function collect(parts: AsyncIterable<ChoicePart>, choicesPerPrompt
   const choices: CollectedChoice[] = [];
   const count = new UsageCount(choicesPerPrompt);
   for await (const part of parts) {
-    const choice = (choices[part.index] ??= { text: "", logprobs: [], finishReason: "stop" });
+    const choice = choices[part.index] ?? { text: "", logprobs: [], finishReason: "stop" };
+    choices[part.index] = choice;
     if (part.chunk.type === "delta") {
       choice.text += part.chunk.text;
       choice.logprobs.push(...part.chunk.logprobs);

@@ -5,13 +5,25 @@ import { endpoint, type Router } from "../endpoint.js";
 export function embeddingRoutes(router: Router): void {
   endpoint(
     router,
-    { method: "post", path: "/v1/embeddings", summary: "Vectors of texts", tag: "Inference", role: "member", body: createEmbeddingSchema, response: embeddingListSchema },
+    {
+      method: "post",
+      path: "/v1/embeddings",
+      summary: "Vectors of texts",
+      tag: "Inference",
+      role: "member",
+      body: createEmbeddingSchema,
+      response: embeddingListSchema,
+    },
     async ({ caller, body, signal }): Promise<EmbeddingList> => {
       const { vectors, numTokens } = await embed(router.deps, { projectId: caller.projectId, request: body, signal });
       const base64 = body.encoding_format === "base64";
       return {
         object: "list",
-        data: vectors.map((vector, index) => ({ object: "embedding", index, embedding: base64 ? littleEndian(vector) : [...vector] })),
+        data: vectors.map((vector, index) => ({
+          object: "embedding",
+          index,
+          embedding: base64 ? littleEndian(vector) : [...vector],
+        })),
         model: body.model,
         usage: { prompt_tokens: numTokens, total_tokens: numTokens },
       };

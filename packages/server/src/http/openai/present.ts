@@ -1,7 +1,23 @@
 /** Records as the OpenAI surface shows them: seconds, and no null where its schema has none. */
-import type { FileObject, JobCheckpointObject, JobEventObject, JobHyperparameters, JobObject, OpenAIModel, UploadObject, UploadPartObject } from "@fettle/contract";
+import type {
+  FileObject,
+  JobCheckpointObject,
+  JobEventObject,
+  JobHyperparameters,
+  JobObject,
+  OpenAIModel,
+  UploadObject,
+  UploadPartObject,
+} from "@fettle/contract";
 import type { FoundModel } from "../../app/models.js";
-import type { BaseModel, CheckpointRecord, FileRecord, ModelRecord, UploadPartRecord, UploadRecord } from "../../app/ports.js";
+import type {
+  BaseModel,
+  CheckpointRecord,
+  FileRecord,
+  ModelRecord,
+  UploadPartRecord,
+  UploadRecord,
+} from "../../app/ports.js";
 import type { Run, RunEvent } from "../../domain/job.js";
 
 export const toSeconds = (ms: number): number => Math.floor(ms / 1000);
@@ -60,7 +76,10 @@ export function jobObject(run: Run): JobObject {
     seed: run.seed,
     organization_id: run.projectId,
     hyperparameters: shown,
-    method: { type: "supervised", supervised: { hyperparameters: shown, ...(method !== null && { method }), ...(task !== null && { task }) } },
+    method: {
+      type: "supervised",
+      supervised: { hyperparameters: shown, ...(method !== null && { method }), ...(task !== null && { task }) },
+    },
     integrations: run.request.integrations as JobObject["integrations"],
     estimated_finish: toSecondsOrNull(run.etaAt),
     metadata: run.metadata,
@@ -72,7 +91,8 @@ type OpenAINames = Pick<JobHyperparameters, "n_epochs" | "batch_size" | "learnin
 
 function shownHyperparameters(run: Run): JobObject["hyperparameters"] {
   const { learning_rate_multiplier, ...asked } = run.request.hyperparameters;
-  const { num_train_epochs, per_device_train_batch_size, ...own } = run.hyperparameters ?? (asked as Omit<JobHyperparameters, keyof OpenAINames>);
+  const { num_train_epochs, per_device_train_batch_size, ...own } =
+    run.hyperparameters ?? (asked as Omit<JobHyperparameters, keyof OpenAINames>);
   return {
     n_epochs: num_train_epochs ?? "auto",
     batch_size: per_device_train_batch_size ?? "auto",
@@ -93,10 +113,19 @@ export function eventObject(event: RunEvent): JobEventObject {
   };
 }
 
-const checkpointMetrics = ["train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy"] as const;
+const checkpointMetrics = [
+  "train_loss",
+  "train_mean_token_accuracy",
+  "valid_loss",
+  "valid_mean_token_accuracy",
+  "full_valid_loss",
+  "full_valid_mean_token_accuracy",
+] as const;
 
 export function checkpointObject(checkpoint: CheckpointRecord): JobCheckpointObject {
-  const metrics = checkpointMetrics.flatMap((name) => (checkpoint.metrics[name] === undefined ? [] : [[name, checkpoint.metrics[name]] as const]));
+  const metrics = checkpointMetrics.flatMap((name) =>
+    checkpoint.metrics[name] === undefined ? [] : [[name, checkpoint.metrics[name]] as const],
+  );
   return {
     id: checkpoint.id,
     object: "fine_tuning.job.checkpoint",
@@ -109,8 +138,18 @@ export function checkpointObject(checkpoint: CheckpointRecord): JobCheckpointObj
 }
 
 /** A base model has no date of its own: 0, which sorts before everything tuned here. */
-export const baseModelObject = (base: BaseModel): OpenAIModel => ({ id: base.name, object: "model", created: 0, owned_by: "fettle" });
-export const tunedModelObject = (model: ModelRecord): OpenAIModel => ({ id: model.name, object: "model", created: toSeconds(model.createdAt), owned_by: model.projectId });
+export const baseModelObject = (base: BaseModel): OpenAIModel => ({
+  id: base.name,
+  object: "model",
+  created: 0,
+  owned_by: "fettle",
+});
+export const tunedModelObject = (model: ModelRecord): OpenAIModel => ({
+  id: model.name,
+  object: "model",
+  created: toSeconds(model.createdAt),
+  owned_by: model.projectId,
+});
 
 export function foundModelObject(found: FoundModel, projectId: string): OpenAIModel {
   if (found.kind === "base") return baseModelObject(found.base);
