@@ -15,7 +15,7 @@ function matches(file, pattern, message) {
   return [...file.text.matchAll(pattern)].map((match) => file.at(match.index, message(match[0])));
 }
 
-const isRule = (file) => /^scripts\/check/.test(file.path);
+const isRule = (file) => /^(scripts\/check|tests\/house\/)/.test(file.path);
 
 const pythonCalls = [
   [

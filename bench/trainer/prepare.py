@@ -66,8 +66,10 @@ def tokens_of(config: dict[str, Any], folder: Path, name: str) -> TokenRows:
     raw = AutoTokenizer.from_pretrained(folder / "model")
     labels = tuple(config["labels"]) if config["labels"] else None
     tokeniser = Tokeniser(PromptEncoder(raw), config["task"], config["hyperparameters"]["max_length"], labels)
-    cache = folder / "cache"
-    dataset = load_dataset(folder / f"{name}.jsonl", tokeniser, cache, tokenizer_sha256(folder / "model"))
+    sha256 = tokenizer_sha256(folder / "model")
+    dataset = load_dataset(
+        folder / f"{name}.jsonl", tokeniser, cache=folder / "cache", tokenizer_sha256=sha256
+    )
     if dataset.num_refused or dataset.num_truncated:
         raise SystemExit(f"{name}: {dataset.num_refused} rows refused, {dataset.num_truncated} cut")
     return dataset.rows
