@@ -29,7 +29,8 @@ from transformers import (
 )
 
 CHATML = (
-    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
 SPECIAL = ["<|endoftext|>", "<pad>", "<|im_start|>", "<|im_end|>", "[CLS]", "[SEP]"]
@@ -42,7 +43,7 @@ TEXT = [
 
 
 def write_tokenizer(folder: Path, kind: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. `kind`: chatml, plain (no template), encoder ([CLS] x [SEP]), seq2seq (x <|endoftext|>)."""
+    """Byte-level BPE. `kind`: chatml, plain (no template), encoder ([CLS] x [SEP]), seq2seq (x EOS)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -194,8 +195,8 @@ def write_bert_tuned(out: Path) -> None:
 def write_t5(out: Path) -> None:
     torch.manual_seed(5)
     config = T5Config(
-        vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=1, eos_token_id=0,
-        decoder_start_token_id=1,
+        vocab_size=400, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        pad_token_id=1, eos_token_id=0, decoder_start_token_id=1,
     )  # fmt: skip
     model = T5ForConditionalGeneration(config)
     save(model, out / "t5", "seq2seq")
@@ -206,9 +207,10 @@ def write_t5(out: Path) -> None:
 def write_bart(out: Path) -> None:
     torch.manual_seed(6)
     config = BartConfig(
-        vocab_size=400, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=128, pad_token_id=1, bos_token_id=2,
-        eos_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None, forced_bos_token_id=None,
+        vocab_size=400, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=128,
+        pad_token_id=1, bos_token_id=2, eos_token_id=0, decoder_start_token_id=0,
+        forced_eos_token_id=None, forced_bos_token_id=None,
     )  # fmt: skip
     save(BartForConditionalGeneration(config), out / "bart", "seq2seq")
 

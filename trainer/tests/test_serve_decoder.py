@@ -1,4 +1,4 @@
-"""Generation with decoders: what a request gets does not depend on its neighbours, and equals plain transformers."""
+"""Generation with decoders: independent of the neighbours in a batch, equal to plain transformers."""
 
 import json
 from typing import Any

@@ -18,13 +18,13 @@ from .generate_sampling import Gate, Sampler, SamplingOptions, first_token_logpr
 from .generate_text import Piece, TextStream
 
 FinishReason = Literal["stop", "length"]
-# Masks of automaton states kept per process: one is V bytes, and the state inside a string comes again and again.
+# Masks kept, V bytes each: the states inside strings and after values come again and again.
 MASKS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """`max_tokens` counts sampled tokens, the stop token included. `logprobs`: alternatives, None for no report."""
+    """`max_tokens` counts the stop token too. `logprobs`: alternatives a token, None for no report."""
 
     max_tokens: int
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -44,7 +44,7 @@ class Voice:
 
 
 class Generation:
-    """`prompt_ids` are the tokens of the decoder's input; `next_token` is the one to feed the model with next."""
+    """`prompt_ids`: the decoder's input; `next_token`: what to feed the model with next."""
 
     def __init__(self, prompt_ids: list[int], options: GenerationOptions, voice: Voice) -> None:
         self.prompt_ids = prompt_ids
@@ -59,11 +59,11 @@ class Generation:
         self._strip_space = False
 
     def strip_leading_space(self) -> None:
-        """The answer begins a text of its own (seq2seq): the space spelt before its first word is not part of it."""
+        """The answer is a text of its own (seq2seq): a space spelt before its first word is no part of it."""
         self._strip_space = self._voice.vocabulary.leading_space
 
     def echo(self, logits_TV: Tensor | None) -> Piece:
-        """The prompt itself. `logits_TV`: logits at every prompt position when log-probabilities are asked for."""
+        """The prompt itself. `logits_TV`: logits at every position when log-probabilities are asked for."""
         text = TextStream(())
         vocabulary = self._voice.vocabulary
         pieces: list[Piece] = []
@@ -124,7 +124,7 @@ class Generation:
 
 
 class _JsonGate:
-    """Follows the object and says which tokens keep it one. `cut`: the length limit refused what the model wanted."""
+    """Follows the object; says which tokens keep it one. `cut`: the limit refused what the model wanted."""
 
     def __init__(self, voice: Voice) -> None:
         self._voice = voice
@@ -132,7 +132,7 @@ class _JsonGate:
         self.cut = False
 
     def gate(self, remaining: int) -> Gate:
-        """With `remaining` tokens left: the shortest end of the object must always still fit, one byte a token."""
+        """With `remaining` tokens left: the shortest end of the object must always fit, one byte a token."""
         # Too short a limit for any object: what comes is the beginning of one.
         room = remaining - 1 if len(closing(self._state)) <= remaining else None
         return Gate(

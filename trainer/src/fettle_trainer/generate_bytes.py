@@ -20,11 +20,8 @@ Spelling = Literal["byte-level", "metaspace", "word-piece"]
 
 def byte_alphabet() -> dict[str, int]:
     """Character -> byte of the byte-level alphabet (GPT-2's `bytes_to_unicode`, reversed)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    spans = (("!", "~"), ("¡", "¬"), ("®", "ÿ"))
+    printable = [code for first, last in spans for code in range(ord(first), ord(last) + 1)]
     alphabet = {chr(byte): byte for byte in printable}
     hidden = [byte for byte in range(256) if byte not in set(printable)]
     alphabet.update({chr(256 + index): byte for index, byte in enumerate(hidden)})
@@ -62,7 +59,7 @@ class TokenBytes:
         self._spelling: Spelling = spelling_of(tokenizer)
         self._alphabet = byte_alphabet()
         added = cast(dict[int, Any], tokenizer.added_tokens_decoder)
-        special = {int(token_id) for token_id in cast(list[int], tokenizer.all_special_ids)}
+        special = {int(token_id) for token_id in tokenizer.all_special_ids}
         self._added = {token_id: str(token.content) for token_id, token in added.items()}
         self._silent = special | {token_id for token_id, token in added.items() if token.special}
         self._known: dict[int, bytes] = {}
@@ -76,7 +73,7 @@ class TokenBytes:
         return token_id in self._silent
 
     def text_bytes(self, token_id: int) -> bytes:
-        """Bytes that the token adds to the answer; none for a special token or an id beyond the vocabulary."""
+        """Bytes the token adds to the answer; none for a special token or an id beyond the vocabulary."""
         return b"" if token_id in self._silent else self.spelt_bytes(token_id)
 
     def spelt_bytes(self, token_id: int) -> bytes:

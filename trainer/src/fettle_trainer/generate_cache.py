@@ -17,7 +17,7 @@ SPARE_POSITIONS = 64
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer: `keys` and `values` are B x H x capacity x D, of which the first `length` positions are in use.
+    """One layer: `keys` and `values` are B x H x capacity x D; the first `length` positions are in use.
 
     Sliding-window models keep all positions too; their window is in the mask.
     """
@@ -25,8 +25,8 @@ class RowLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self) -> None:
+        cast(Any, super()).__init__()
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -50,7 +50,7 @@ class RowLayer(CacheLayerMixin):
         return self._keys()[:, :, :end], self._values()[:, :, :end]
 
     def join(self, other: "RowLayer") -> None:
-        """Adds the rows of `other` below; the shorter of the two is shifted right to end where the longer ends."""
+        """Adds the rows of `other` below; the shorter of the two is shifted to end where the longer ends."""
         length = max(self.length, other.length)
         self.keys = _stacked((self._keys(), self.length), (other._keys(), other.length), length)
         self.values = _stacked((self._values(), self.length), (other._values(), other.length), length)

@@ -9,17 +9,17 @@ answers by a chunk, never by its whole length.
 import inspect
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .generate_cache import RowCache
 from .generate_job import GenerationJob, Progress, take_token, take_tokens
 from .serve_adapters import AdapterShelf
 
 PREFILL_CHUNK = 512
-# Room counted for an answer without a near limit; most answers are shorter, and memory is checked by rows anyway.
+# Room counted for an answer with a far limit: most answers are shorter.
 ASSUMED_ANSWER = 1024
 
 
@@ -34,9 +34,7 @@ class _Prefill:
 class DecoderEngine:
     """Not thread-safe: one loop owns it. `cache_bytes` bounds the keys and values of the whole batch."""
 
-    def __init__(
-        self, model: PreTrainedModel, shelf: AdapterShelf, *, max_rows: int, cache_bytes: int
-    ) -> None:
+    def __init__(self, model: Any, shelf: AdapterShelf, *, max_rows: int, cache_bytes: int) -> None:
         self._model = model
         self._shelf = shelf
         self._max_rows = max_rows
@@ -130,7 +128,7 @@ class DecoderEngine:
     def _forward(
         self, ids_BT: Tensor, cache: RowCache, jobs: list[GenerationJob], *, all_positions: bool
     ) -> Tensor:
-        """Logits B x T x V, of the last position alone unless `all_positions` (or the model cannot select)."""
+        """Logits B x T x V; of the last position alone unless `all_positions`, where the model can select."""
         device = self._model.device
         inputs: dict[str, object] = {
             "input_ids": ids_BT.to(device),

@@ -80,8 +80,9 @@ def advance_all(state: JsonState, token_bytes: bytes) -> JsonState | None:
 def closing(state: JsonState) -> bytes:
     """The shortest bytes that make the answer a whole object."""
     here = {
-        "start": b"{}", "key": b'"":0', "colon": b":0", "value": b"0", "minus": b"0", "point": b"0", "e": b"0",
-        "e_sign": b"0", "literal": state.left, "string": b'":0' if state.is_key else b'"',
+        "start": b"{}", "key": b'"":0', "colon": b":0", "value": b"0",
+        "minus": b"0", "point": b"0", "e": b"0", "e_sign": b"0",
+        "literal": state.left, "string": b'":0' if state.is_key else b'"',
         "escape": b'n":0' if state.is_key else b'n"',
         "hex": b"0" * state.run + (b'":0' if state.is_key else b'"'),
     }.get(state.mode, b"")  # fmt: skip

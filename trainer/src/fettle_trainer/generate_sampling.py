@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .generate_text import Alternative, TokenLogprob
 GREEDY_BELOW = 1e-4
 # What OpenAI reports for a token of no probability; JSON has no infinity.
 IMPOSSIBLE = -9999.0
-# After so many refused candidates the next mask is laid over the whole vocabulary instead of trying one by one.
+# After so many refused candidates the next mask is laid over the whole vocabulary.
 REFUSALS_BEFORE_MASK = 12
 
 
@@ -36,7 +37,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What may be chosen. `allows` tries one id; each of `masks` gives all V at once (True is allowed), strictest last."""
+    """What may be chosen. `allows` tries one id; `masks` are V wide (True: allowed), the strictest last."""
 
     allows: Callable[[int], bool]
     masks: tuple[Callable[[int], Tensor], ...]
@@ -96,15 +97,17 @@ class Sampler:
 
 
 def token_logprob(logits_V: Tensor, token_id: int, num_top: int, vocabulary: TokenBytes) -> TokenLogprob:
-    """Log-probability of `token_id` and of the `num_top` most probable tokens under the model's own logits."""
+    """Log-probability of `token_id`, and of the `num_top` most probable, under the model's own logits."""
     logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
     top: list[Alternative] = []
     if num_top > 0:
-        values, ids = logprobs_V.topk(min(num_top, logprobs_V.shape[0]))
-        top = [
-            _alternative(int(top_id), float(value), vocabulary)
-            for top_id, value in zip(ids.tolist(), values.tolist(), strict=True)
-        ]
+        values, ids = torch.topk(logprobs_V, min(num_top, logprobs_V.shape[0]))
+        ranked = zip(
+            cast(list[int], cast(Any, ids).tolist()),
+            cast(list[float], cast(Any, values).tolist()),
+            strict=True,
+        )
+        top = [_alternative(top_id, value, vocabulary) for top_id, value in ranked]
     return TokenLogprob(_alternative(token_id, float(logprobs_V[token_id]), vocabulary), top)
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -31,13 +30,13 @@ class _Wave:
 class Seq2SeqEngine:
     """Not thread-safe: one loop owns it. `max_rows` counts the rows of all waves."""
 
-    def __init__(self, model: PreTrainedModel, shelf: AdapterShelf, *, max_rows: int) -> None:
+    def __init__(self, model: Any, shelf: AdapterShelf, *, max_rows: int) -> None:
         self._model = model
         self._shelf = shelf
         self._max_rows = max_rows
         self._waiting: deque[GenerationJob] = deque()
         self._waves: list[_Wave] = []
-        generation = cast(Any, model.generation_config)
+        generation: Any = model.generation_config
         self._forced_first: int | None = generation.forced_bos_token_id
         pad_id = generation.pad_token_id if generation.pad_token_id is not None else model.config.pad_token_id
         self._pad_id: int | None = pad_id
@@ -85,7 +84,7 @@ class Seq2SeqEngine:
         mask = [[1] * len(job.source_ids) + [0] * (length - len(job.source_ids)) for job in jobs]
         mask_BT = torch.tensor(mask, device=device)
         with self._shelf.rows([job.adapter for job in jobs]):
-            encoder = cast(Any, self._model).get_encoder()
+            encoder = self._model.get_encoder()
             hidden_BTD = encoder(
                 input_ids=torch.tensor(padded, device=device), attention_mask=mask_BT
             ).last_hidden_state

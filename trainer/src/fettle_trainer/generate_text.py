@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token and its natural-log probability. `logprob` None: nothing came before it (first token of an echo)."""
+    """A token and its natural-log probability; None for the first token of an echo: nothing precedes it."""
 
     token: str
     bytes: list[int]
@@ -60,7 +60,7 @@ class TextStream:
         return self._add(self._decoder.decode(token_bytes), entry)
 
     def finish(self) -> Piece:
-        """What is left: nothing more comes. An unfinished character shows as U+FFFD, as every decoder does."""
+        """What is left: nothing more comes. An unfinished character shows as U+FFFD."""
         last = self._add(self._decoder.decode(b"", final=True), None)
         if self.stopped:
             return last

@@ -1,9 +1,9 @@
 """One base model, serving: `python -m fettle_trainer serve --base FOLDER --family decoder|encoder|seq2seq`.
 
-JSON lines: requests on stdin, answers on stdout (nothing else is ever printed there), talk on stderr. Closing
-stdin ends the process at once, whatever it was doing: nothing here needs keeping.
+JSON lines: requests on stdin, answers on stdout (nothing else is ever printed there), talk on stderr.
+Closing stdin ends the process at once, whatever it was doing: nothing here needs keeping.
 
-Requests. `id` is the caller's and unique among requests in flight; `adapter` is a folder in PEFT's format or null.
+Requests. `id` is the caller's, unique among those in flight; `adapter` is a folder in PEFT's format or null.
 
     {"id", "op": "generate", "adapter", "prompt": {"messages": [], "tools"?: []} | {"text"} | {"tokens": []},
      "max_tokens": n|null, "temperature", "top_p", "stop": [], "seed": n|null, "frequency_penalty",

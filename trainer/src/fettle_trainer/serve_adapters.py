@@ -13,17 +13,16 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from .model_folder import check_adapter_folder
 from .serve_refusal import ServeRefusal
@@ -42,7 +41,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
-    """`saved`: replaced tensors of modules inside the base, by module; `head`: of modules the base does not have."""
+    """`saved`: replaced tensors of modules inside the base; `head`: of modules the base does not have."""
 
     path: str
     deltas: dict[str, Delta] = field(repr=False)
@@ -57,9 +56,9 @@ class _Shelved:
 
 
 class AdapterShelf:
-    """The adapters in memory, least recently used last to stay. A request in flight keeps its adapter alive."""
+    """The adapters in memory; the least recently used goes first. A request in flight keeps its own."""
 
-    def __init__(self, model: PreTrainedModel, max_adapters: int) -> None:
+    def __init__(self, model: Any, max_adapters: int) -> None:
         self._model = model
         self._max_adapters = max_adapters
         self._shelf: OrderedDict[str, _Shelved] = OrderedDict()
@@ -72,7 +71,7 @@ class AdapterShelf:
         return list(self._shelf)
 
     def get(self, path: str) -> Adapter:
-        """The adapter of this folder, read again when its file has changed. ServeRefusal when it does not fit."""
+        """The adapter of this folder, read again when its file changed. ServeRefusal when it does not fit."""
         stamp = _stamp(Path(path))
         known = self._shelf.pop(path, None)
         if known is None or known.stamp != stamp:
@@ -83,8 +82,8 @@ class AdapterShelf:
         return known.adapter
 
     @contextmanager
-    def rows(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
-        """For the forward passes inside: row i of the batch runs under `adapters[i]` (None: the bare base)."""
+    def rows(self, adapters: Sequence[Adapter | None]) -> Generator[None]:
+        """In forward passes inside, row i of the batch runs under `adapters[i]` (None: the bare base)."""
         self._groups = _grouped(adapters, self._model.device)
         self._num_rows = len(adapters)
         try:
@@ -98,7 +97,7 @@ class AdapterShelf:
         deltas: dict[str, dict[str, Tensor]] = {}
         saved: dict[str, dict[str, Tensor]] = {}
         head: dict[str, Tensor] = {}
-        for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+        for key, tensor in _read_tensors(folder).items():
             tensor = tensor.to(self._model.device, self._model.dtype)
             name, part = _split_key(key, folder)
             module = self._find(name)
@@ -115,9 +114,9 @@ class AdapterShelf:
         return Adapter(str(folder), ready, saved, head)
 
     def _find(self, name: str) -> tuple[str, nn.Module] | None:
-        """Canonical name and module: adapters of a bare encoder and of the same encoder under a head both fit."""
-        modules = dict(self._model.named_modules())
-        prefix = self._model.base_model_prefix + "."
+        """Canonical name and module: adapters of a bare trunk and of the same trunk under a head both fit."""
+        modules = cast(dict[str, nn.Module], dict(self._model.named_modules()))
+        prefix = f"{self._model.base_model_prefix}."
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in modules:
                 return candidate, modules[candidate]
@@ -243,6 +242,10 @@ def _stamp(folder: Path) -> tuple[int, int]:
             "Only safetensors adapters in PEFT's format are loaded.",
         ) from error
     return stat.st_mtime_ns, stat.st_size
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    return cast(Any, safetensors.torch).load_file(folder / "adapter_model.safetensors")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a folder says about itself: fettle.json of an artefact, and the files other tools leave beside a model."""
+"""What a folder says about itself: fettle.json of an artefact, and what other tools leave beside a model."""
 
 import json
 from dataclasses import dataclass
@@ -51,7 +51,8 @@ def read_pooling(folder: Path) -> Pooling:
     if settings and len(modes) != 1:
         raise ServeRefusal(
             "inference_failed",
-            f"{folder / '1_Pooling' / 'config.json'} asks for a pooling that is not served: expected mean or cls alone.",
+            f"{folder / '1_Pooling' / 'config.json'} asks for a pooling that is not served: "
+            "expected mean or cls alone.",
         )
     length = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
     return Pooling(modes[0] if modes else "mean", int(length) if length else None)

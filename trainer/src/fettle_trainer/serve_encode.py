@@ -7,7 +7,7 @@ B texts, T tokens (padded right), D hidden size.
 import inspect
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -120,13 +120,12 @@ class EncodeEngine:
             else:
                 logits = head.logits(ids_BT[picked], mask_BT[picked], rows_of_output(output, picked))
                 answers = torch.softmax(logits.float(), dim=-1)
-            for row, answer in zip(rows, answers.tolist(), strict=True):
+            for row, answer in zip(rows, cast(list[list[float]], cast(Any, answers).tolist()), strict=True):
                 batch[row].job.results[batch[row].index] = answer
 
     def _padded(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
         length = max(len(ids) for ids in texts)
-        pad = self._served.tokenizer.pad_token_id
-        pad_id = 0 if pad is None else int(pad)
+        pad_id = int(self._served.tokenizer.pad_token_id or 0)
         ids_BT = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids in texts])
         mask_BT = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
         return ids_BT.to(self._served.trunk.device), mask_BT.to(self._served.trunk.device)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 
 from .serve_adapters import Adapter
 from .serve_models import ServedModel
@@ -31,7 +31,7 @@ class Answered(nn.Module):
 class Head:
     """One classifier. `labels` in the order of the logits."""
 
-    def __init__(self, model: PreTrainedModel, labels: tuple[str, ...], *, is_decoder: bool) -> None:
+    def __init__(self, model: Any, labels: tuple[str, ...], *, is_decoder: bool) -> None:
         self.labels = labels
         self._model = model
         self._finds_last_by_padding = is_decoder
@@ -60,7 +60,7 @@ def own_head(served: ServedModel) -> Head | None:
         return None
     model = copy.copy(served.own_head)
     # A shallow copy shares the weights; its own module table keeps the original whole.
-    model._modules = dict(served.own_head._modules)  # pyright: ignore[reportPrivateUsage]
+    model._modules = dict(served.own_head._modules)
     labels = _labels(served.artefact.labels, served.own_head, str(served.folder))
     return Head(model, labels, is_decoder=served.family == "decoder")
 
@@ -71,12 +71,14 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
     if not outputs:
         raise ServeRefusal(
             "unsupported_parameter",
-            f"Adapter {adapter.path} has no classification head: it was not trained to classify. Use it to generate.",
+            f"Adapter {adapter.path} has no classification head: it was not trained to classify. "
+            "Use it to generate.",
         )
     config = copy.deepcopy(served.trunk.config)
     config.num_labels = len(labels) if labels is not None else outputs[-1].shape[0]
     with torch.device("meta"):
-        model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+        loader: Any = AutoModelForSequenceClassification
+        model = loader.from_config(config)
     setattr(model, model.base_model_prefix, nn.Identity())
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name: tensor.shape for name, tensor in adapter.head.items()}
@@ -96,14 +98,15 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
     return Head(model, _labels(labels, model, adapter.path), is_decoder=served.family == "decoder")
 
 
-def _labels(stated: tuple[str, ...] | None, model: PreTrainedModel, where: str) -> tuple[str, ...]:
+def _labels(stated: tuple[str, ...] | None, model: Any, where: str) -> tuple[str, ...]:
     num_labels = int(model.config.num_labels)
     names = cast(dict[int, str], model.config.id2label)
     labels = stated if stated is not None else tuple(names[index] for index in range(num_labels))
     if len(labels) != num_labels:
         raise ServeRefusal(
             "inference_failed",
-            f"{where}: fettle.json names {len(labels)} labels, the head has {num_labels}. Put the original file back.",
+            f"{where}: fettle.json names {len(labels)} labels, the head has {num_labels}. "
+            "Put the original file back.",
         )
     return labels
 

@@ -1,8 +1,7 @@
-"""From a request to a job: prompt to token ids, adapter, head, stop tokens, and every check before the model runs."""
+"""From a request to a job: token ids, adapter, head, stop tokens, and every check before the model runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from .generate import Generation, GenerationOptions, Voice
@@ -68,7 +67,7 @@ class Intake:
         return GenerationJob(request.id, adapter, generation, ids)
 
     def encoding(self, request: EncodeRequest) -> EncodeJob:
-        """ServeRefusal when there is no head to classify with, no encoder to embed with, or a text is too long."""
+        """ServeRefusal when no head can classify, no encoder can embed, or a text is too long."""
         served = self._served
         adapter, fitted = self._adapter(request.adapter)
         if not request.classify:
@@ -111,7 +110,8 @@ class Intake:
             if self._own_head is None:
                 raise ServeRefusal(
                     "unsupported_parameter",
-                    f"{self._served.folder} has no classification head. Tune it with task `classification` first.",
+                    f"{self._served.folder} has no classification head. "
+                    "Tune it with task `classification` first.",
                 )
             return self._own_head
         if fitted.head is None:
@@ -119,7 +119,7 @@ class Intake:
         return fitted.head
 
     def _checked(self, ids: list[int], what: str, limit: int | None = None) -> list[int]:
-        num_known = cast(Any, self._served.trunk.get_input_embeddings()).num_embeddings
+        num_known = self._served.trunk.get_input_embeddings().num_embeddings
         unknown = next((token_id for token_id in ids if not 0 <= token_id < num_known), None)
         if unknown is not None:
             raise ServeRefusal(
@@ -150,6 +150,6 @@ class Intake:
         asked = "" if max_tokens is None else f" and up to {max_tokens} tokens of answer"
         return ServeRefusal(
             "context_length_exceeded",
-            f"The prompt has {num_prompt} tokens{asked}; the context of this model is {self._served.context_length} tokens. "
-            "Shorten the messages or lower max_completion_tokens.",
+            f"The prompt has {num_prompt} tokens{asked}; the context of this model is "
+            f"{self._served.context_length} tokens. Shorten the messages or lower max_completion_tokens.",
         )

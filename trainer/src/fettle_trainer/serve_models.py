@@ -5,7 +5,7 @@ What is loaded, by family and by what the folder's config.json says it is:
     decoder                     the causal language model; its trunk carries classification heads of adapters
     decoder, tuned classifier   the sequence classifier itself; it generates nothing
     seq2seq                     the encoder-decoder
-    encoder                     the trunk alone; heads come from adapters, or from the folder when it is a tune
+    encoder                     the trunk alone; heads come from adapters, or from a tuned folder
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from .generate import Voice
 from .generate_bytes import TokenBytes
@@ -48,10 +39,10 @@ class ServedModel:
 
     folder: Path
     family: Family
-    model: PreTrainedModel
-    trunk: PreTrainedModel
-    own_head: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    trunk: Any
+    own_head: Any
+    tokenizer: Any
     artefact: Artefact
     pooling: Pooling
     voice: Voice
@@ -66,16 +57,18 @@ class ServedModel:
 def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> ServedModel:
     """ServeRefusal or TrainFailure when the folder holds no model of this family that can be served."""
     check_model_folder(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    config = _auto("AutoConfig").from_pretrained(folder, local_files_only=True)
+    tokenizer = _auto("AutoTokenizer").from_pretrained(folder, local_files_only=True)
+    architectures = cast(list[str], config.architectures or [])
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
     model, unset = _load(folder, family, classifies, dtype)
-    model.to(device).eval()  # pyright: ignore[reportArgumentType]
-    trunk = cast(PreTrainedModel, model.base_model) if classifies or family != "seq2seq" else model
+    model.to(device).eval()
+    trunk = model if family == "seq2seq" else model.base_model
     if getattr(model, "_is_stateful", False):
         raise ServeRefusal(
             "inference_failed",
-            f"{folder} holds a {config.model_type} model: recurrent state cannot be batched yet. Use an attention model.",
+            f"{folder} holds a {config.model_type} model: recurrent state cannot be batched yet. "
+            "Use an attention model.",
         )
     artefact = read_artefact(folder)
     prefix = model.base_model_prefix + "."
@@ -94,59 +87,59 @@ def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.
     )
 
 
-def _load(
-    folder: Path, family: Family, classifies: bool, dtype: torch.dtype
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(folder: Path, family: Family, classifies: bool, dtype: torch.dtype) -> tuple[Any, set[str]]:
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
         "dtype": dtype,
         "output_loading_info": True,
     }
-    if family == "seq2seq":
-        loader: Any = AutoModelForSeq2SeqLM
-    elif family == "decoder" and not classifies:
-        loader = AutoModelForCausalLM
-    else:
-        loader = AutoModelForSequenceClassification
+    kind = "Seq2SeqLM" if family == "seq2seq" else "CausalLM"
+    if classifies or family == "encoder":
+        kind = "SequenceClassification"
     try:
-        model, info = loader.from_pretrained(folder, **options)
+        model, info = _auto(f"AutoModelFor{kind}").from_pretrained(folder, **options)
     except ValueError:
         if family != "encoder" or classifies:
             raise
         # An encoder without a classifier class still embeds.
-        model, info = AutoModel.from_pretrained(folder, **options)
+        model, info = _auto("AutoModel").from_pretrained(folder, **options)
     missing = {str(name) for name in info["missing_keys"]}
     if missing and (classifies or family != "encoder"):
         raise ServeRefusal(
             "inference_failed",
             f"{folder} lacks weights: {', '.join(sorted(missing)[:5])}. Fetch the model again.",
         )
-    return cast(PreTrainedModel, model), missing
+    return model, missing
 
 
-def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end an answer, when no artefact says: those of generation_config or config, and of the template."""
+def _auto(name: str) -> Any:
+    """A class of transformers, whose own types say little."""
+    return getattr(transformers, name)
+
+
+def stop_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer when no artefact says: those of the model's configs and of the template."""
     generation = getattr(model, "generation_config", None)
     stated = getattr(generation, "eos_token_id", None)
     stated = stated if stated is not None else getattr(model.config, "eos_token_id", None)
-    return frozenset(PromptEncoder(cast(Any, tokenizer)).stop_ids(stated))
+    return frozenset(PromptEncoder(tokenizer).stop_ids(stated))
 
 
-def context_length_of(trunk: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def context_length_of(trunk: Any, tokenizer: Any) -> int:
     """Most tokens one text may have: prompt and answer together, or a seq2seq model's source."""
-    config = trunk.config.get_text_config()
+    config: Any = trunk.config.get_text_config()
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
     limits = [int(value) for value in stated if isinstance(value, int) and 0 < value < _NO_LIMIT]
     if limits:
         return limits[0] - _reserved_positions(trunk)
-    length = tokenizer.model_max_length
-    return int(length) if 0 < length < _NO_LIMIT else _RELATIVE_LIMIT
+    length = int(tokenizer.model_max_length)
+    return length if 0 < length < _NO_LIMIT else _RELATIVE_LIMIT
 
 
-def _reserved_positions(trunk: PreTrainedModel) -> int:
+def _reserved_positions(trunk: Any) -> int:
     """RoBERTa's kind counts positions from after the padding index, and so loses some."""
-    for name, module in trunk.named_modules():
+    for name, module in cast(list[tuple[str, nn.Module]], list(trunk.named_modules())):
         if (
             name.endswith("position_embeddings")
             and isinstance(module, nn.Embedding)

@@ -14,7 +14,7 @@ class PromptWriter:
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
-        self._encoder = PromptEncoder(cast(Any, served.tokenizer))
+        self._encoder = PromptEncoder(served.tokenizer)
 
     def for_generation(self, prompt: Prompt) -> list[int]:
         """The decoder's prompt, or the encoder's source of a seq2seq model."""
@@ -65,13 +65,14 @@ def _only_text(messages: list[dict[str, Any]]) -> str:
     if len(messages) != 1 or messages[0].get("role") != "user":
         raise ServeRefusal(
             "unsupported_parameter",
-            f"An encoder-decoder model takes one message, from the user; {len(messages)} came. Put everything into it.",
+            f"An encoder-decoder model takes one message, from the user; {len(messages)} came. "
+            "Put everything into it.",
         )
     content = messages[0].get("content")
     if isinstance(content, str):
         return content
     parts = cast(list[Any], content) if isinstance(content, list) else []
-    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    texts = [cast(dict[str, Any], part).get("text") for part in parts if isinstance(part, dict)]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ServeRefusal(
             "invalid_request", "messages[0].content must be text: a string, or parts of type text."

@@ -2,7 +2,7 @@
 
 
 class ServeRefusal(Exception):
-    """`code` is one of the contract's error codes; the message says what, where, what was expected and the fix."""
+    """`code` is one of the contract's error codes; the message says what, where, and how to mend it."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -33,7 +33,7 @@ Prompt = MessagesPrompt | TextPrompt | TokensPrompt
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """`max_tokens` None: as long as the context allows. `logprobs`: alternatives a token, None for no report."""
+    """`max_tokens` None: as long as the context allows. `logprobs`: alternatives, None for no report."""
 
     id: str
     adapter: str | None
