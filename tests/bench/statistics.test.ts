@@ -1,0 +1,77 @@
+/** A benchmark that cannot notice that two runs did different work proves nothing. */
+import { describe, expect, it } from "vitest";
+import { lossDifference, median, type RunRecord, tokensPerSecond } from "../../bench/trainer/statistics.js";
+
+const run = (
+  steps: [numTokens: number, loss: number, time: number][],
+  heldOutLoss: number | null = null,
+): RunRecord => ({
+  steps: steps.map(([numTokens, loss, time], index) => ({ step: index + 1, numTokens, loss, time })),
+  heldOutLoss,
+  peakRssBytes: 1,
+  firstStepSeconds: 1,
+  wallSeconds: 1,
+});
+
+describe("median", () => {
+  it("is the middle, or the mean of the two middles", () => {
+    expect(median([5, 1, 3])).toBe(3);
+    expect(median([4, 1, 3, 2])).toBe(2.5);
+  });
+
+  it("of nothing is an error", () => expect(() => median([])).toThrow("median of nothing"));
+});
+
+describe("tokens per second", () => {
+  it("leaves the first step out, with its start-up", () => {
+    expect(
+      tokensPerSecond(
+        run([
+          [100, 2, 50],
+          [300, 2, 52],
+          [500, 2, 54],
+        ]),
+      ),
+    ).toBe(100);
+  });
+
+  it("of one step is an error", () => expect(() => tokensPerSecond(run([[100, 2, 50]]))).toThrow("needs two steps"));
+});
+
+describe("difference of losses", () => {
+  it("on the same batches is that of the worst step", () => {
+    const [ours, peer] = [
+      run(
+        [
+          [10, 2, 0],
+          [20, 1.1, 1],
+        ],
+        3,
+      ),
+      run(
+        [
+          [10, 2, 0],
+          [20, 1, 1],
+        ],
+        3,
+      ),
+    ];
+    expect(lossDifference(ours, peer, true)).toBeCloseTo(0.1);
+  });
+
+  it("counts the held-out loss too", () => {
+    expect(lossDifference(run([[10, 2, 0]], 3.3), run([[10, 2, 0]], 3), true)).toBeCloseTo(0.1);
+  });
+
+  it("on batches of another order looks at the held-out loss alone", () => {
+    expect(lossDifference(run([[10, 9, 0]], 3), run([[12, 2, 0]], 3), false)).toBe(0);
+  });
+
+  it("refuses to compare steps that read other tokens", () => {
+    expect(() => lossDifference(run([[10, 2, 0]]), run([[12, 2, 0]]), true)).toThrow("not the same batches");
+  });
+
+  it("is unknown when there is nothing to compare", () => {
+    expect(lossDifference(run([[10, 2, 0]]), run([[12, 2, 0]]), false)).toBeNull();
+  });
+});
