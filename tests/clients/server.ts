@@ -59,7 +59,7 @@ async function finish({ deps }: World, runId: string): Promise<string> {
   const { runs } = deps.store;
   const now = deps.clock.now();
   await runs.update(runId, (run) => ({ run: { ...run, status: "running", startedAt: now }, events: [] }));
-  const lease = await runs.acquire(runId, "client-test", 60_000);
+  const lease = await runs.acquire(runId, "client-test", { ttlMs: 60_000 });
   const run = await runs.get("default", runId);
   if (lease === null || run === null) throw new Error(`cannot lease ${runId}`);
   const name = `ft:${run.baseModel}:default:${run.request.suffix ?? ""}:${runId.slice(-8)}`;

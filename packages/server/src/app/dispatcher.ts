@@ -245,7 +245,10 @@ class DispatchLoop {
   }
 
   private acquire(runId: string): Promise<Lease | null> {
-    return this.deps.store.runs.acquire(runId, this.options.owner, this.times.leaseMs, this.options.ownerIsDead);
+    return this.deps.store.runs.acquire(runId, this.options.owner, {
+      ttlMs: this.times.leaseMs,
+      isDead: this.options.ownerIsDead,
+    });
   }
 
   /** Null when the run is in no state for the action. */

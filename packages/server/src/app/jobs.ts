@@ -208,7 +208,6 @@ export async function listRunEvents(deps: Pick<AppDeps, "store">, input: RunId &
     after: input.after,
     limit: input.limit,
     order: "desc",
-    forOpenAI: true,
   });
 }
 

@@ -85,7 +85,11 @@ export interface RowSink {
 /** Reads a data file of any known format once, in memory that does not grow with the file. */
 export interface DataReader {
   /** `filename` helps to tell the format. Faults of rows go to the sink, they do not throw. */
-  read(source: AsyncIterable<Uint8Array>, filename: string, sink: RowSink): Promise<Omit<DataReport, "faults" | "rowsSha256">>;
+  read(
+    source: AsyncIterable<Uint8Array>,
+    filename: string,
+    sink: RowSink,
+  ): Promise<Omit<DataReport, "faults" | "rowsSha256">>;
 }
 
 export interface UploadRecord {
@@ -159,7 +163,11 @@ export interface FileStore {
   create(file: FileRecord): Promise<void>;
   get(projectId: string, id: string): Promise<FileRecord | null>;
   list(projectId: string, page: PageRequest & { purpose?: string | undefined }): Promise<Page<FileRecord>>;
-  setProcessed(projectId: string, id: string, outcome: { status: "processed" | "error"; statusDetails: string | null; report: DataReport | null }): Promise<void>;
+  setProcessed(
+    projectId: string,
+    id: string,
+    outcome: { status: "processed" | "error"; statusDetails: string | null; report: DataReport | null },
+  ): Promise<void>;
   /** Refuses ("in_use") while an unfinished run reads the file. One transaction with the check. */
   delete(projectId: string, id: string, at: number): Promise<"deleted" | "not_found" | "in_use">;
   listUnprocessed(): Promise<FileRecord[]>;
@@ -171,7 +179,11 @@ export interface UploadStore {
   get(projectId: string, id: string): Promise<UploadRecord | null>;
   addPart(projectId: string, part: UploadPartRecord): Promise<void>;
   parts(projectId: string, uploadId: string): Promise<UploadPartRecord[]>;
-  setStatus(projectId: string, id: string, status: UploadRecord["status"], fileId: string | null): Promise<void>;
+  setStatus(
+    projectId: string,
+    id: string,
+    end: { status: UploadRecord["status"]; fileId: string | null },
+  ): Promise<void>;
   listExpired(now: number): Promise<UploadRecord[]>;
 }
 
@@ -194,22 +206,47 @@ export interface RunStore {
    * The one way a run changes: reads it FOR UPDATE, applies `change` (pure), writes run and events in one
    * transaction. `lease` given: refused with StaleLease unless it is still the owner. `change` returning null: nothing is written.
    */
-  update(id: string, change: (run: Run) => { run: Run; events: NewRunEvent[] } | null, lease?: Lease): Promise<Run | null>;
+  update(
+    id: string,
+    change: (run: Run) => { run: Run; events: NewRunEvent[] } | null,
+    lease?: Lease,
+  ): Promise<Run | null>;
   /** Appends trainer events exactly once: known `(runId, key)` are skipped. With `change`, in the same transaction. */
-  ingest(lease: Lease, input: { events: NewRunEvent[]; offset: number; checkpoints: CheckpointRecord[]; goneCheckpoints?: number[]; model?: ModelRecord; file?: FileRecord; change?: (run: Run) => Run }): Promise<void>;
+  ingest(lease: Lease, input: Ingest): Promise<void>;
   /** How far the run's events file has been ingested, in bytes. */
   offset(id: string): Promise<number>;
   /**
    * Takes the lease when it is free, expired, already ours, or held by an owner that `isDead` says will not write again;
    * bumps the token unless already ours. Null: another owner has it.
    */
-  acquire(id: string, owner: string, ttlMs: number, isDead?: (owner: string) => boolean): Promise<Lease | null>;
+  acquire(
+    id: string,
+    owner: string,
+    terms: { ttlMs: number; isDead?: (owner: string) => boolean },
+  ): Promise<Lease | null>;
   renew(lease: Lease, ttlMs: number): Promise<boolean>;
   release(lease: Lease): Promise<void>;
-  events(projectId: string, id: string, page: { after?: string | undefined; sinceSeq?: number | undefined; limit: number; order: "asc" | "desc"; forOpenAI?: boolean }): Promise<Page<RunEvent>>;
+  events(
+    projectId: string,
+    id: string,
+    page: { after?: string | undefined; sinceSeq?: number | undefined; limit: number; order: "asc" | "desc" },
+  ): Promise<Page<RunEvent>>;
   checkpoints(projectId: string, id: string, page: PageRequest): Promise<Page<CheckpointRecord>>;
   /** Calls `fn(runId)` after each committed change or event of any run, from any process (LISTEN/NOTIFY). Returns the stop function. */
   onChange(fn: (runId: string) => void): () => void;
+}
+
+/** What one reading of the events file brings into the store. */
+export interface Ingest {
+  events: NewRunEvent[];
+  /** Where the reading ended: the next one goes on there. */
+  offset: number;
+  checkpoints: CheckpointRecord[];
+  /** Steps whose checkpoints the trainer has pruned from the disk. */
+  goneCheckpoints?: number[];
+  model?: ModelRecord;
+  file?: FileRecord;
+  change?: (run: Run) => Run;
 }
 
 /** `key` makes ingestion idempotent: `attempt:1:seq:17`, `step:120`, `checkpoint:100`. */
@@ -235,7 +272,13 @@ export interface IdempotencyStore {
    * Claims `key` for this request. "new": go on, then `finish`. "replay": here is the stored answer.
    * "mismatch": same key, other body. "busy": the first request has not finished.
    */
-  begin(projectId: string, key: string, bodyHash: string, now: number): Promise<{ state: "new" } | { state: "replay"; status: number; body: string } | { state: "mismatch" } | { state: "busy" }>;
+  begin(
+    projectId: string,
+    key: string,
+    request: { bodyHash: string; now: number },
+  ): Promise<
+    { state: "new" } | { state: "replay"; status: number; body: string } | { state: "mismatch" } | { state: "busy" }
+  >;
   finish(projectId: string, key: string, answer: { status: number; body: string }): Promise<void>;
   /** The request failed before any effect: the key is free again. */
   forget(projectId: string, key: string): Promise<void>;
@@ -259,7 +302,11 @@ export interface Store {
 /** Keys are made by us, never from user text: `files/<fileId>/original`, `runs/<runId>/…`. */
 export interface Blobs {
   /** Streams to a temporary name, fsyncs, renames. `maxBytes` is enforced while streaming. */
-  put(key: string, body: AsyncIterable<Uint8Array>, options?: { maxBytes?: number }): Promise<{ bytes: number; sha256: string }>;
+  put(
+    key: string,
+    body: AsyncIterable<Uint8Array>,
+    options?: { maxBytes?: number },
+  ): Promise<{ bytes: number; sha256: string }>;
   get(key: string, range?: { start: number; end?: number }): Promise<AsyncIterable<Uint8Array> | null>;
   size(key: string): Promise<number | null>;
   delete(prefix: string): Promise<void>;
@@ -281,7 +328,10 @@ export interface Runner {
   start(spec: TrainSpec): Promise<{ pid: number }>;
   state(runId: string): Promise<RunnerState>;
   /** Complete lines of events.jsonl from byte `offset`; `offset` of the answer is where to go on. */
-  read(runId: string, offset: number): Promise<{ events: TrainerEvent[]; offset: number; lastSignOfLife: number | null }>;
+  read(
+    runId: string,
+    offset: number,
+  ): Promise<{ events: TrainerEvent[]; offset: number; lastSignOfLife: number | null }>;
   /** Asks for a checkpoint and an orderly end (SIGTERM). */
   stop(runId: string): Promise<void>;
   kill(runId: string): Promise<void>;
@@ -337,8 +387,16 @@ export interface Inference {
   /** Breaking out of the loop or aborting the signal stops the generation. */
   generate(target: InferenceTarget, request: GenerateRequest, signal: AbortSignal): AsyncIterable<GenerateChunk>;
   /** One list a text, all labels, most probable first. */
-  classify(target: InferenceTarget, texts: string[], signal: AbortSignal): Promise<{ scores: LabelScore[][]; numTokens: number }>;
-  embed(target: InferenceTarget, inputs: (string | number[])[], signal: AbortSignal): Promise<{ vectors: Float32Array[]; numTokens: number }>;
+  classify(
+    target: InferenceTarget,
+    texts: string[],
+    signal: AbortSignal,
+  ): Promise<{ scores: LabelScore[][]; numTokens: number }>;
+  embed(
+    target: InferenceTarget,
+    inputs: (string | number[])[],
+    signal: AbortSignal,
+  ): Promise<{ vectors: Float32Array[]; numTokens: number }>;
   /** Loaded processes and their memory. */
   loaded(): { basePath: string; adapters: string[]; rssBytes: number; busy: number }[];
   close(): Promise<void>;

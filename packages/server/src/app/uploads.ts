@@ -122,7 +122,7 @@ export async function completeUpload(
     purpose: upload.purpose,
     expiresAfterSeconds: null,
   });
-  await deps.store.uploads.setStatus(input.projectId, upload.id, "completed", file.id);
+  await deps.store.uploads.setStatus(input.projectId, upload.id, { status: "completed", fileId: file.id });
   await deps.blobs.delete(`uploads/${upload.id}`);
   return { upload: { ...upload, status: "completed", fileId: file.id }, file };
 }
@@ -180,7 +180,7 @@ export async function cancelUpload(
   const upload = await getUpload(deps, input);
   if (upload.status === "cancelled") return upload;
   mustBePending(upload, "cancelled");
-  await deps.store.uploads.setStatus(input.projectId, upload.id, "cancelled", null);
+  await deps.store.uploads.setStatus(input.projectId, upload.id, { status: "cancelled", fileId: null });
   await deps.blobs.delete(`uploads/${upload.id}`);
   return { ...upload, status: "cancelled" };
 }

@@ -34,7 +34,7 @@ async function expireUploads({ store, blobs }: { store: Store; blobs: Blobs }, n
   for (const upload of uploads) {
     // The bytes go first: a kill in between leaves the upload listed, and the next sweep ends it.
     await blobs.delete(`uploads/${upload.id}`);
-    await store.uploads.setStatus(upload.projectId, upload.id, "expired", null);
+    await store.uploads.setStatus(upload.projectId, upload.id, { status: "expired", fileId: null });
   }
   return uploads.length;
 }

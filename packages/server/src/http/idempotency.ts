@@ -44,7 +44,10 @@ async function onceByKey(deps: OnceDeps, request: Repeatable & { key: string }, 
   }
   const { projectId, keyId } = context.var.caller;
   const slot = { projectId, key: `key:${keyId}:${hash(`${route}\n${key}`)}`, bodyHash: hash(request.content) };
-  const claim = await deps.store.idempotency.begin(slot.projectId, slot.key, slot.bodyHash, deps.clock.now());
+  const claim = await deps.store.idempotency.begin(slot.projectId, slot.key, {
+    bodyHash: slot.bodyHash,
+    now: deps.clock.now(),
+  });
   if (claim.state === "replay") return replay(claim);
   if (claim.state === "mismatch") {
     throw new AppError(
@@ -92,7 +95,10 @@ async function takeSlot(
   let last: Taken | null = null;
   for (let index = 0; index < maxSlots; index += 1) {
     const slot = slotAt(index);
-    const claim = await deps.store.idempotency.begin(slot.projectId, slot.key, slot.bodyHash, deps.clock.now());
+    const claim = await deps.store.idempotency.begin(slot.projectId, slot.key, {
+      bodyHash: slot.bodyHash,
+      now: deps.clock.now(),
+    });
     if (claim.state === "new") return { free: slot, last };
     if (claim.state !== "mismatch") last = claim;
   }

@@ -13,7 +13,7 @@ const abandonedAfterMs = 5 * 60_000;
 
 export function idempotencyStore(database: Database): IdempotencyStore {
   return {
-    async begin(projectId, key, bodyHash, now) {
+    async begin(projectId, key, { bodyHash, now }) {
       // Insert, or take over a claim that was abandoned by the same request; both atomic.
       const claimed = await database.run(
         `insert into fettle.idempotency as claim (project_id, key, body_hash, created_at) values ($1, $2, $3, $4)

@@ -12,7 +12,7 @@ interface Claim {
   id: string;
   owner: string;
   ttlMs: number;
-  isDead: ((owner: string) => boolean) | undefined;
+  isDead?: (owner: string) => boolean;
 }
 
 /** The update names the owner and token that were seen: of two that see the same lease free, one gets it. */

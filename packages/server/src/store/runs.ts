@@ -1,4 +1,4 @@
-import type { CheckpointRecord, Lease, Page, PageRequest, RunStore } from "../app/ports.js";
+import type { CheckpointRecord, Ingest, Lease, Page, PageRequest, RunStore } from "../app/ports.js";
 import { StaleLease } from "../app/ports.js";
 import type { Run } from "../domain/job.js";
 import { type Database, type Sql, toJson } from "./database.js";
@@ -17,7 +17,6 @@ interface LockedRow extends RunRow {
   lease_token: number;
 }
 type Change = Parameters<RunStore["update"]>[1];
-type Ingest = Parameters<RunStore["ingest"]>[1];
 
 /** Runs with their events, checkpoints and leases. Every committed change is told to `feed`'s listeners. */
 export function runStore(database: Database, feed: RunFeed): RunStore {
@@ -47,7 +46,7 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
       );
       return row?.events_offset ?? 0;
     },
-    acquire: (id, owner, ttlMs, isDead) => acquireLease(database, { id, owner, ttlMs, isDead }),
+    acquire: (id, owner, terms) => acquireLease(database, { id, owner, ...terms }),
     renew: (lease, ttlMs) => renewLease(database, lease, ttlMs),
     release: (lease) => releaseLease(database, lease),
     events: (projectId, id, page) => readEvents(database, { projectId, runId: id, ...page }),

@@ -84,7 +84,7 @@ export function uploadStore(database: Database): UploadStore {
       );
       return rows.map(partRecord);
     },
-    async setStatus(projectId, id, status, fileId) {
+    async setStatus(projectId, id, { status, fileId }) {
       const changed = await database.run(
         "update fettle.uploads set status = $3, file_id = $4 where project_id = $1 and id = $2 and status = 'pending'",
         [projectId, id, status, fileId],

@@ -144,7 +144,7 @@ describe("sweep", () => {
       fileId: null,
     });
     await blobs.put("uploads/upload_1/part_1", bytes());
-    await store.idempotency.begin("proj_a", "k", "h", 5);
+    await store.idempotency.begin("proj_a", "k", { bodyHash: "h", now: 5 });
     const now = 100 + 24 * 3_600_000;
     expect(await sweepExpired({ store, blobs }, now)).toEqual({ files: 1, uploads: 1, answers: 1 });
     expect(await store.files.get("proj_a", old.id)).toBeNull();

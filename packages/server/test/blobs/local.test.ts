@@ -92,6 +92,7 @@ describe("local blobs", () => {
   });
 
   const canMount = process.platform === "linux" && process.getuid?.() === 0;
+  // A disk of one megabyte can only be made by root, on Linux.
   it.skipIf(!canMount)("says disk_full on a full disk, and removes what was written", async () => {
     const small = join(folder, "small");
     await mkdir(small);

@@ -26,7 +26,7 @@ async function tune(model: Pick<ModelRecord, "name" | "baseModel" | "task" | "me
   const file = await world.upload();
   const run = sampleRun({ projectId: "default", trainingFile: file, status: "running" });
   await world.deps.store.runs.create(run, []);
-  const lease = await world.deps.store.runs.acquire(run.id, "test", 60_000);
+  const lease = await world.deps.store.runs.acquire(run.id, "test", { ttlMs: 60_000 });
   if (lease === null) throw new Error("the lease is taken");
   const record: ModelRecord = {
     ...model,

@@ -280,8 +280,29 @@ test("checkpoints carry the model name to ask for, and no metric that was not me
   );
 });
 
+test("a checkpoint that was not exported cannot answer or be tuned further, and says what can", async () => {
+  const { json } = await create();
+  const lease = await leased(json.id);
+  const name = "ft:smollm2-135m-instruct:default::def:ckpt-step-9";
+  const checkpoint = { id: "ftckpt_9", runId: json.id, step: 9, modelName: name, path: "checkpoints/9", metrics: {} };
+  await world.deps.store.runs.ingest(lease, {
+    events: [],
+    offset: 10,
+    checkpoints: [{ ...checkpoint, createdAt: 1_700_000_000_000 }],
+    change: (run) => ({ ...run, task: "chat", method: "lora" }),
+  });
+  const error = {
+    code: "model_unavailable",
+    param: "model",
+    message: `The checkpoint "${name}" is kept for resuming its run and was not exported as a model. Let the run finish.`,
+  };
+  expect((await create({ model: name })).json.error).toMatchObject(error);
+  const chat = { model: name, messages: [{ role: "user", content: "x" }] };
+  expect((await world.send("POST", "/v1/chat/completions", { body: chat })).json.error).toMatchObject(error);
+});
+
 async function leased(runId: string) {
-  const lease = await world.deps.store.runs.acquire(runId, "test", 60_000);
+  const lease = await world.deps.store.runs.acquire(runId, "test", { ttlMs: 60_000 });
   if (lease === null) throw new Error("the lease is taken");
   return lease;
 }

@@ -127,8 +127,10 @@ describe("uploads", () => {
       store.uploads.addPart("proj_b", { id: freshId("part_"), uploadId: "upload_1", bytes: 5, createdAt: 2 }),
     ).rejects.toMatchObject({ code: "not_found" });
     expect((await store.uploads.listExpired(100)).map((found) => found.id)).toEqual(["upload_1"]);
-    await store.uploads.setStatus("proj_a", "upload_1", "completed", "file-9");
-    await expect(store.uploads.setStatus("proj_a", "upload_1", "cancelled", null)).rejects.toMatchObject({
+    await store.uploads.setStatus("proj_a", "upload_1", { status: "completed", fileId: "file-9" });
+    await expect(
+      store.uploads.setStatus("proj_a", "upload_1", { status: "cancelled", fileId: null }),
+    ).rejects.toMatchObject({
       code: "conflict",
       message: expect.stringContaining("upload_1 is completed"),
     });
@@ -141,7 +143,8 @@ describe("uploads", () => {
 });
 
 describe("idempotency", () => {
-  const begin = (key: string, hash: string, now = 1000) => store.idempotency.begin("proj_a", key, hash, now);
+  const begin = (key: string, hash: string, now = 1000) =>
+    store.idempotency.begin("proj_a", key, { bodyHash: hash, now });
 
   it("lets one of many equal requests through, then replays its answer", async () => {
     const claims = await Promise.all(Array.from({ length: 10 }, () => begin("k1", "h")));
@@ -150,7 +153,7 @@ describe("idempotency", () => {
     expect(await begin("k1", "other")).toEqual({ state: "mismatch" });
     await store.idempotency.finish("proj_a", "k1", { status: 201, body: '{"id":1}' });
     expect(await begin("k1", "h")).toEqual({ state: "replay", status: 201, body: '{"id":1}' });
-    expect(await store.idempotency.begin("proj_b", "k1", "h", 1000)).toEqual({ state: "new" });
+    expect(await store.idempotency.begin("proj_b", "k1", { bodyHash: "h", now: 1000 })).toEqual({ state: "new" });
   });
 
   it("frees a key that failed without effect, or whose server died", async () => {

@@ -125,30 +125,30 @@ describe("leases", () => {
   it("has one owner among many that race", async () => {
     const run = await storedRun(store);
     const leases = await Promise.all(
-      Array.from({ length: 10 }, (_, n) => store.runs.acquire(run.id, `server-${n}`, 30_000)),
+      Array.from({ length: 10 }, (_, n) => store.runs.acquire(run.id, `server-${n}`, { ttlMs: 30_000 })),
     );
     expect(leases.filter((lease) => lease !== null)).toHaveLength(1);
   });
 
   it("passes on when it expires, is released, or its owner is dead; each time with a higher token", async () => {
     const run = await storedRun(store);
-    const first = await store.runs.acquire(run.id, "one", 30_000);
+    const first = await store.runs.acquire(run.id, "one", { ttlMs: 30_000 });
     expect(first?.token).toBe(1);
-    expect((await store.runs.acquire(run.id, "one", 30_000))?.token).toBe(1);
-    expect(await store.runs.acquire(run.id, "two", 30_000)).toBeNull();
-    expect((await store.runs.acquire(run.id, "two", 0, (owner) => owner === "one"))?.token).toBe(2);
-    const third = await eventually("expiry", () => store.runs.acquire(run.id, "three", 30_000));
+    expect((await store.runs.acquire(run.id, "one", { ttlMs: 30_000 }))?.token).toBe(1);
+    expect(await store.runs.acquire(run.id, "two", { ttlMs: 30_000 })).toBeNull();
+    expect((await store.runs.acquire(run.id, "two", { ttlMs: 0, isDead: (owner) => owner === "one" }))?.token).toBe(2);
+    const third = await eventually("expiry", () => store.runs.acquire(run.id, "three", { ttlMs: 30_000 }));
     expect(third.token).toBe(3);
     await store.runs.release(third);
-    expect((await store.runs.acquire(run.id, "four", 30_000))?.token).toBe(4);
+    expect((await store.runs.acquire(run.id, "four", { ttlMs: 30_000 }))?.token).toBe(4);
     expect(await store.runs.renew(third, 30_000)).toBe(false);
   });
 
   it("refuses every write of a stale lease", async () => {
     const run = await storedRun(store);
-    const old = await store.runs.acquire(run.id, "old", 0);
+    const old = await store.runs.acquire(run.id, "old", { ttlMs: 0 });
     if (!old) throw new Error("the lease was free");
-    const fresh = await eventually("expiry", () => store.runs.acquire(run.id, "fresh", 30_000));
+    const fresh = await eventually("expiry", () => store.runs.acquire(run.id, "fresh", { ttlMs: 30_000 }));
     await expect(
       store.runs.update(run.id, (now) => ({ run: { ...now, step: 1 }, events: [] }), old),
     ).rejects.toBeInstanceOf(StaleLease);
@@ -165,7 +165,7 @@ describe("leases", () => {
 describe("ingest", () => {
   it("writes events, checkpoints, model, result file, state and offset once, however often it is repeated", async () => {
     const run = await storedRun(store, { status: "running" });
-    const lease = await store.runs.acquire(run.id, "me", 30_000);
+    const lease = await store.runs.acquire(run.id, "me", { ttlMs: 30_000 });
     if (!lease) throw new Error("the lease was free");
     const file = sampleFile({ purpose: "fine-tune-results" });
     const input = () => ({
