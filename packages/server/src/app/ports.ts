@@ -7,7 +7,7 @@
  *
  * Times in records, runs and events (`createdAt`, `expiresAt`, `at` …) are milliseconds since 1970; http/ answers in seconds.
  */
-import type { CanonicalRow, ErrorCode, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
+import type { CanonicalRow, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
 
 export interface Clock {
@@ -432,12 +432,4 @@ export interface Background {
   /** Reads and checks an uploaded file. */
   processFile(projectId: string, fileId: string): Promise<void>;
   close(): Promise<void>;
-}
-
-/** A refusal of an adapter or use case; the http edge maps it by the catalogue. */
-export interface Refusal {
-  code: ErrorCode;
-  message: string;
-  param?: string | null;
-  details?: { faults?: Fault[]; [key: string]: unknown };
 }
