@@ -150,7 +150,7 @@ def hostile_text(random_: random.Random) -> str:
 
 @pytest.mark.parametrize("template", [CHATML, GEMMA, THINKING, None])
 def test_control_tokens_come_from_the_template_alone(template: str | None) -> None:
-    """Property: replacing hostile content by harmless content never changes the sequence of control tokens."""
+    """Property: hostile content instead of harmless never changes which control tokens there are."""
     prompts = encoder(template)
     control = prompts.tokens.control_ids
     random_ = random.Random(7)

@@ -25,13 +25,17 @@ THINKING = (
     "{{- message['content'] + '<|im_end|>\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
-    "{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
+    "{%- if enable_thinking is defined and not enable_thinking -%}"
+    "{{- '<think>\n\n</think>\n\n' -}}"
+    "{%- endif -%}"
     "{%- endif -%}"
 )
 # BOS by the template, no system turn, model instead of assistant: Gemma's way.
 GEMMA = (
     "{{- bos_token -}}"
-    "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}"
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{{- raise_exception('System role not supported') -}}"
+    "{%- endif -%}"
     "{%- for message in messages -%}"
     "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
     "{{- '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' -}}"
@@ -122,11 +126,12 @@ def make_decoder(folder: Path, kind: str = "llama", template: str | None = CHATM
 def save(loader: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
     torch.manual_seed(0)
     model = loader.from_config(config)
-    # Random models of small width have nearly uniform logits; spread them so that a wrong mask shows.
+    # Most random models of small width have nearly uniform logits; spread them so that a wrong mask shows.
+    spread = 1 if config.model_type == "t5" else 4
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(4)
+                parameter.mul_(spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
