@@ -98,7 +98,7 @@ function logprobsObject(
   });
   return {
     tokens: entries.map(({ token }) => token),
-    token_logprobs: entries.map(({ logprob }) => logprob),
+    token_logprobs: entries.map(({ isFirst, logprob }) => (isFirst ? null : logprob)),
     top_logprobs: entries.map(({ top }) =>
       top.length === 0 ? null : Object.fromEntries(top.map(({ token, logprob }) => [token, logprob])),
     ),
