@@ -50,6 +50,11 @@ async function up({ port, json }, python) {
   process.exit(0);
 }
 
+async function demo(options, python) {
+  const { runDemo } = await import(pathToFileURL(join(root, "examples", "demo", "main.ts")).href);
+  return runDemo({ ...options, env: process.env, cwd: process.cwd(), python });
+}
+
 const readyDocument = ({ url, config, newAdminKey }) => ({
   url,
   pid: process.pid,
@@ -73,10 +78,6 @@ const local = {
   root,
   findPython: () => findPython(),
   pythonPackagesReady: () => pythonReady(root),
-  demo: async (options) => {
-    const { runDemo } = await import(pathToFileURL(join(root, "examples", "demo", "main.ts")).href);
-    return runDemo(options);
-  },
 };
 
 async function main(argv) {
@@ -90,7 +91,11 @@ async function main(argv) {
   const { register } = await import("tsx/esm/api");
   register();
   const { runCli } = await import("@fettle/client/cli");
-  return runCli(argv, { ...local, up: (options) => up(options, ready.python) });
+  return runCli(argv, {
+    ...local,
+    up: (options) => up(options, ready.python),
+    demo: (options) => demo(options, ready.python),
+  });
 }
 
 process.exitCode = await main(process.argv.slice(2));

@@ -29,22 +29,6 @@ afterAll(async () => {
   await server.close();
 });
 
-/** A run that waits in the queue. */
-async function newRun(): Promise<string> {
-  const said = await cli.run(["train", file, "--model", base, "--detach"]);
-  expect(said.code).toBe(0);
-  return said.stdout.trim();
-}
-
-async function until<T>(ask: () => Promise<T | undefined>): Promise<T> {
-  for (const end = Date.now() + 10_000; Date.now() < end; ) {
-    const answer = await ask();
-    if (answer !== undefined) return answer;
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-  throw new Error("It did not come about within 10 s.");
-}
-
 describe("help", () => {
   const commands = [
     "up",
@@ -164,7 +148,7 @@ describe("failures", () => {
   });
 
   it("a state that does not allow it is 6", async () => {
-    const run = await newRun();
+    const run = (await cli.run(["train", file, "--model", base, "--detach"])).stdout.trim();
     await cli.run(["stop", run, "--cancel"]);
     const said = await cli.run(["resume", run, "--json"]);
     expect(said.code).toBe(6);
@@ -211,116 +195,6 @@ describe("data", () => {
     expect((await cli.run(["data", "show", data.id])).stdout).toContain(
       "fault line 3, column 7: The quote is missing. Add it.",
     );
-  });
-});
-
-describe("runs", () => {
-  it("train follows the run to its end: talk on stderr, one document on stdout", async () => {
-    const before = (await client.runs.list()).data.map((run) => run.id);
-    const training = cli.run([
-      "train",
-      file,
-      "--model",
-      base,
-      "--suffix",
-      "cli",
-      "--set",
-      "weight_decay=0.05",
-      "--epochs",
-      "2",
-      "--json",
-    ]);
-    const run = await until(async () => (await client.runs.list()).data.find((one) => !before.includes(one.id)));
-    const stored = await server.world.deps.store.runs.get("default", run.id);
-    expect(stored?.request).toMatchObject({
-      suffix: "cli",
-      hyperparameters: { weight_decay: 0.05, num_train_epochs: 2 },
-    });
-    const name = await server.finish(run.id);
-    const said = await training;
-    expect(said.code).toBe(0);
-    expect(cli.document(said)).toMatchObject({ id: run.id, status: "succeeded", fine_tuned_model: name });
-    expect(said.stderr).toContain(`Try it: fettle chat ${name} "…"`);
-    expect(said.stderr).toContain("  step 1  loss 1.0000");
-  });
-
-  it("a failed run is 1, with its reason", async () => {
-    const before = (await client.runs.list()).data.map((run) => run.id);
-    const training = cli.run(["train", file, "--model", base]);
-    const run = await until(async () => (await client.runs.list()).data.find((one) => !before.includes(one.id)));
-    const error = { code: "training_diverged" as const, message: "The loss became NaN at step 3.", param: null };
-    await server.world.deps.store.runs.update(run.id, (now) => ({
-      run: { ...now, status: "failed", error, finishedAt: Date.now() },
-      events: [],
-    }));
-    const said = await training;
-    expect(said).toMatchObject({ code: 1, stdout: "" });
-    expect(said.stderr).toContain("error (training_diverged): The loss became NaN at step 3.");
-  });
-
-  it("Ctrl-C detaches with 130 and leaves the run alone", async () => {
-    const interrupt = new AbortController();
-    const before = (await client.runs.list()).data.map((run) => run.id);
-    const training = cli.run(["train", file, "--model", base], { interrupt });
-    const run = await until(async () => (await client.runs.list()).data.find((one) => !before.includes(one.id)));
-    await until(async () => server.seen.find((request) => request.path.startsWith(`/api/runs/${run.id}/events`)));
-    interrupt.abort();
-    const said = await training;
-    expect(said.code).toBe(130);
-    expect(said.stderr).toContain(`Detached: ${run.id} goes on without this terminal.`);
-    expect((await client.runs.get(run.id)).status).toBe("validating_files");
-  });
-
-  it("a run that pauses by itself ends the command with 1, its reason and the way on", async () => {
-    const before = (await client.runs.list()).data.map((run) => run.id);
-    const training = cli.run(["train", file, "--model", base, "--json"]);
-    const run = await until(async () => (await client.runs.list()).data.find((one) => !before.includes(one.id)));
-    const event = {
-      id: "ftevent-pause",
-      key: "paused",
-      createdAt: Date.now(),
-      level: "warn" as const,
-      type: "message" as const,
-      message: "The run is paused",
-      data: null,
-    };
-    await server.world.deps.store.runs.update(run.id, (now) => ({
-      run: { ...now, status: "paused", waiting: "The disk is full." },
-      events: [event],
-    }));
-    const said = await training;
-    expect(said.code).toBe(1);
-    expect(cli.document(said)).toMatchObject({ id: run.id, status: "paused", waiting: "The disk is full." });
-    expect(said.stderr).toContain(`${run.id} is paused: The disk is full.\nGo on with it: fettle resume ${run.id}`);
-  });
-
-  it("ps shows runs; stop pauses, resume takes up, stop --cancel ends", async () => {
-    const run = await newRun();
-    await server.world.deps.store.runs.update(run, (now) => ({ run: { ...now, status: "queued" }, events: [] }));
-    expect(await cli.run(["stop", run])).toMatchObject({ code: 0, stdout: `${run} is paused.\n` });
-    expect((await cli.run(["ps"])).stdout).toMatch(new RegExp(`${run} +paused`));
-    expect(await cli.run(["resume", run])).toMatchObject({ code: 0, stdout: `${run} is queued.\n` });
-    expect(cli.document(await cli.run(["stop", run, "--cancel", "--json"]))).toMatchObject({
-      id: run,
-      status: "cancelled",
-    });
-    const all = cli.document(await cli.run(["ps", "-a", "--json"])) as { data: { id: string }[] };
-    expect(all.data.map((one) => one.id)).toContain(run);
-  });
-
-  it("logs are one document; followed, one event a line and the run as the last", async () => {
-    const run = await newRun();
-    await server.finish(run);
-    const whole = cli.document(await cli.run(["logs", run, "--json"])) as { data: { seq: number }[] };
-    expect(whole.data.map((event) => event.seq)).toEqual(whole.data.map((_, index) => index + 1));
-    const followed = await cli.run(["logs", "-f", run, "--json"]);
-    const lines = followed.stdout
-      .trimEnd()
-      .split("\n")
-      .map((line) => JSON.parse(line) as { object: string });
-    expect(lines.slice(0, -1)).toEqual(whole.data);
-    expect(lines.at(-1)).toMatchObject({ object: "run", id: run, status: "succeeded" });
-    expect((await cli.run(["logs", run])).stdout).toContain("Step 25/25: training loss=0.04");
   });
 });
 
@@ -439,5 +313,27 @@ describe("this machine", () => {
       "Start that PostgreSQL, or unset DATABASE_URL for the embedded one.",
       `Set FETTLE_PORT to a free one: \`FETTLE_PORT=${port + 1} npm start\`.`,
     ]);
+  });
+});
+
+describe("demo", () => {
+  it("gets its flags as they were given, and its exit code goes on", async () => {
+    const asked: unknown[] = [];
+    cli.local.demo = async ({ only, all, json }) => {
+      asked.push({ only, all, json });
+      return 1;
+    };
+    expect(await cli.run(["demo"])).toMatchObject({ code: 1 });
+    await cli.run(["demo", "--only=encoder", "--json"]);
+    await cli.run(["demo", "--all"]);
+    expect(asked).toEqual([
+      { only: null, all: false, json: false },
+      { only: "encoder", all: false, json: true },
+      { only: null, all: true, json: false },
+    ]);
+    expect(await cli.run(["demo", "--only=vision"])).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("Allowed choices are encoder, decoder, seq2seq."),
+    });
   });
 });

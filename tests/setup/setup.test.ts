@@ -120,6 +120,7 @@ describe("the environment", () => {
     expect(done().slice(5)).toEqual(["requirements.lock", "compileall"]);
   });
 
+  // With a GPU's device file set-up rightly takes the CUDA build, and PATH cannot hide that file.
   it.runIf(process.platform === "linux" && !existsSync("/dev/nvidiactl"))(
     "torch's CPU build is tried first where there is no GPU, and need not exist",
     async () => {

@@ -5,7 +5,7 @@ import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { Fettle, FettleError, type RunNews } from "../src/index.js";
 import { fileFromPath } from "../src/node.js";
-import { readEvents } from "../src/sse.js";
+import { readEvents, type ServerEvent } from "../src/sse.js";
 import { type Answer, json, refusal, type ScriptedServer, scriptedServer } from "./scripted-server.js";
 
 const run = {
@@ -287,7 +287,7 @@ describe("server-sent events", () => {
         async function* pieces() {
           for (const [index, end] of ends.entries()) yield bytes.subarray(ends[index - 1] ?? 0, end);
         }
-        const events = [];
+        const events: ServerEvent[] = [];
         for await (const one of readEvents(pieces())) events.push(one);
         expect(events).toEqual(expected);
       }),

@@ -5,7 +5,7 @@ import type { Context } from "./context.js";
 import { dataImport, dataList, dataShow } from "./data.js";
 import { doctor } from "./doctor.js";
 import { exitCodes, exitHelp } from "./exit.js";
-import type { Local } from "./local.js";
+import type { DemoOptions, Local } from "./local.js";
 import { keysCreate, keysList, keysRevoke, models } from "./models.js";
 import { logs, ps, resume, stop } from "./runs.js";
 import { train, type TrainOptions } from "./train.js";
@@ -98,13 +98,15 @@ function serverCommands(program: Command, add: Add, local: Local): void {
       summary: "Tune real models on real data, here, without a model hub, and serve them.",
       examples: ["fettle demo", "fettle demo --only=encoder", "fettle demo --all --json"],
     },
-    (context, _, { only, all }) =>
-      local.demo({
-        only: (only ?? null) as "encoder" | "decoder" | "seq2seq" | null,
+    async (context, _, { only, all }) => {
+      const code = await local.demo({
+        only: (only ?? null) as DemoOptions["only"],
         all: all === true,
         json: context.json,
         signal: context.signal,
-      }),
+      });
+      return context.signal.aborted ? exitCodes.interrupted : code;
+    },
   )
     .addOption(new Option("--only <part>", "one part alone").choices(["encoder", "decoder", "seq2seq"]))
     .addOption(new Option("--all", "the encoder-decoder part too").conflicts("only"));
