@@ -2,12 +2,15 @@
  * `npm run docs`: writes the pages that are made from facts.
  *
  *   docs/errors.md  from the error catalogue, packages/contract/src/errors.ts
+ *   README.md       the block between the demo markers, from docs/demo.json, a saved `npm run demo -- --json`
  *
- * `--check` writes nothing and ends with 1 when a page is out of date.
+ * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json. `--check` writes nothing and ends with 1 when a page is out of date.
  */
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { cpus } from "node:os";
 import { join } from "node:path";
 import { errorCatalogue, errorType } from "../packages/contract/src/errors.ts";
+import { demoBlock, withoutMachine } from "./docs-demo.mjs";
 
 const root = join(import.meta.dirname, "..");
 const at = (path) => join(root, path);
@@ -38,11 +41,32 @@ export function errorsPage() {
   return `${[...head, ...rows].join("\n").trimEnd()}\n`;
 }
 
+const [open, close] = ["<!-- demo:begin -->", "<!-- demo:end -->"];
+
+/** README.md with the saved demo between its markers; without a saved run nothing is shown. */
+export function readmePage(readme, demo) {
+  const [begin, end] = [readme.indexOf(open), readme.indexOf(close)];
+  if (begin === -1 || end < begin) throw new Error(`README.md has no ${open} ... ${close} block`);
+  const inside = demo === null ? "" : `${demoBlock(demo)}\n`;
+  return `${readme.slice(0, begin + open.length)}\n${inside}${readme.slice(end)}`;
+}
+
+function saveDemo(path) {
+  const line = readFileSync(path, "utf8").trimEnd().split("\n").at(-1) ?? "";
+  const machine = `${cpus().length} cores of ${cpus()[0]?.model.trim() ?? "an unknown processor"}`;
+  const demo = { ...withoutMachine(JSON.parse(line)), machine };
+  writeFileSync(at("docs/demo.json"), `${JSON.stringify(demo, null, 2)}\n`);
+}
+
 function pages() {
-  return { "docs/errors.md": errorsPage() };
+  const demo = existsSync(at("docs/demo.json")) ? JSON.parse(readFileSync(at("docs/demo.json"), "utf8")) : null;
+  const readme = readFileSync(at("README.md"), "utf8");
+  return { "docs/errors.md": errorsPage(), "README.md": readmePage(readme, demo) };
 }
 
 function main(argv) {
+  const saved = argv.indexOf("--demo");
+  if (saved !== -1) saveDemo(argv[saved + 1]);
   let stale = 0;
   for (const [path, text] of Object.entries(pages())) {
     if (existsSync(at(path)) && readFileSync(at(path), "utf8") === text) continue;
