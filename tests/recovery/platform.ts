@@ -1,5 +1,5 @@
 /** The parts of a server that recovery is about, put together on a given database and folder. */
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -54,7 +54,7 @@ export function oneModel(model: BaseModel): Catalogue {
     prepare: async () => model,
   };
 }
-const tiny: BaseModel = {
+export const tinyModel: BaseModel = {
   name: "tiny",
   family: "decoder",
   path: "/nonexistent/tiny",
@@ -103,7 +103,7 @@ export function dispatch(
 ): Dispatcher {
   const { catalogue, ...options } = change;
   return startDispatcher(
-    { ...parts, catalogue: catalogue ?? oneModel(tiny), validate: async () => undefined },
+    { ...parts, catalogue: catalogue ?? oneModel(tinyModel), validate: async () => undefined },
     {
       owner: thisOwner(),
       ownerIsDead,
@@ -137,12 +137,16 @@ export const hyperparameters: Hyperparameters = {
   eval_steps: 0,
 };
 
-/** Stores a processed file and a queued run that reads it. */
-export async function queueRun(parts: Pick<Parts, "store" | "home">, change: Partial<Run> = {}): Promise<Run> {
+/** Stores a processed file of `rows` (canonical JSON lines) and a queued run that reads it. */
+export async function queueRun(
+  parts: Pick<Parts, "store" | "home">,
+  change: Partial<Run> = {},
+  rows = "",
+): Promise<Run> {
   const projectId = change.projectId ?? "proj_a";
   const fileId = ids.make("file-");
   mkdirSync(join(parts.home, "blobs", "files", fileId), { recursive: true });
-  writeFileSync(join(parts.home, "blobs", "files", fileId, "rows.jsonl"), "");
+  writeFileSync(join(parts.home, "blobs", "files", fileId, "rows.jsonl"), rows);
   await parts.store.files.create({
     id: fileId,
     projectId,
@@ -163,7 +167,7 @@ export async function queueRun(parts: Pick<Parts, "store" | "home">, change: Par
       faults: [],
       notices: [],
       labels: null,
-      rowsSha256: "0".repeat(64),
+      rowsSha256: createHash("sha256").update(rows).digest("hex"),
     },
     deletedAt: null,
   });
