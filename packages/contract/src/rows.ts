@@ -16,9 +16,25 @@ export const chatMessageSchema = z.object({
 });
 export type ChatMessage = z.infer<typeof chatMessageSchema>;
 
-export const chatRowSchema = z.object({ line: z.number().int(), messages: z.array(chatMessageSchema), tools: z.array(z.unknown()).optional(), group: z.string().optional() });
-export const classificationRowSchema = z.object({ line: z.number().int(), text: z.string(), text_pair: z.string().optional(), label: z.string(), group: z.string().optional() });
-export const pairRowSchema = z.object({ line: z.number().int(), prompt: z.string(), completion: z.string(), group: z.string().optional() });
+export const chatRowSchema = z.object({
+  line: z.number().int(),
+  messages: z.array(chatMessageSchema),
+  tools: z.array(z.unknown()).optional(),
+  group: z.string().optional(),
+});
+export const classificationRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  text_pair: z.string().optional(),
+  label: z.string(),
+  group: z.string().optional(),
+});
+export const pairRowSchema = z.object({
+  line: z.number().int(),
+  prompt: z.string(),
+  completion: z.string(),
+  group: z.string().optional(),
+});
 
 export type ChatRow = z.infer<typeof chatRowSchema>;
 export type ClassificationRow = z.infer<typeof classificationRowSchema>;

@@ -81,8 +81,19 @@ export const refusedRowSchema = z.object({
 });
 
 export const trainerEventSchema = z.discriminatedUnion("type", [
-  z.object({ ...base, type: z.literal("started"), pid: z.number().int(), resumed_from_step: z.number().int().nullable() }),
-  z.object({ ...base, type: z.literal("log"), level: z.enum(["info", "warn", "error"]), message: z.string(), data: z.record(z.string(), z.unknown()).optional() }),
+  z.object({
+    ...base,
+    type: z.literal("started"),
+    pid: z.number().int(),
+    resumed_from_step: z.number().int().nullable(),
+  }),
+  z.object({
+    ...base,
+    type: z.literal("log"),
+    level: z.enum(["info", "warn", "error"]),
+    message: z.string(),
+    data: z.record(z.string(), z.unknown()).optional(),
+  }),
   z.object({
     ...base,
     type: z.literal("data"),
@@ -117,7 +128,14 @@ export const trainerEventSchema = z.discriminatedUnion("type", [
     metrics: z.record(z.string(), z.number()),
     best: z.boolean(),
   }),
-  z.object({ ...base, type: z.literal("checkpoint"), step: z.number().int(), path: z.string().describe("relative to output_dir"), sha256: z.string(), seconds: z.number() }),
+  z.object({
+    ...base,
+    type: z.literal("checkpoint"),
+    step: z.number().int(),
+    path: z.string().describe("relative to output_dir"),
+    sha256: z.string(),
+    seconds: z.number(),
+  }),
   z.object({ ...base, type: z.literal("heartbeat"), step: z.number().int(), rss_bytes: z.number().int() }),
   z.object({ ...base, type: z.literal("stopped"), reason: z.enum(["signal", "disk_full"]), step: z.number().int() }),
   z.object({
