@@ -72,14 +72,14 @@ const rules = {
   },
   "python-lint": {
     say: "Python lint (ruff)",
-    command: () => [bin("ruff"), "check", "--config", "trainer/pyproject.toml", ...pythonRoots],
+    command: () => [bin("ruff"), "check", ...pythonRoots],
   },
   "python-format": {
     say: "Python format (ruff)",
-    command: () => [bin("ruff"), "format", "--check", "--config", "trainer/pyproject.toml", ...pythonRoots],
+    command: () => [bin("ruff"), "format", "--check", ...pythonRoots],
   },
 };
-const pythonRoots = ["trainer", "scripts", "bench"];
+const pythonRoots = ["trainer", "scripts", "bench", "examples"];
 
 function run([command, ...args]) {
   return new Promise((done) => {
@@ -130,8 +130,8 @@ async function main(argv) {
   if (!argv.includes("--no-setup")) await setUp({ profile: "test" });
   if (argv.includes("--write")) {
     await run([...tool("@biomejs/biome", "biome"), "check", "--write"]);
-    await run([bin("ruff"), "check", "--fix", "--quiet", "--config", "trainer/pyproject.toml", ...pythonRoots]);
-    await run([bin("ruff"), "format", "--quiet", "--config", "trainer/pyproject.toml", ...pythonRoots]);
+    await run([bin("ruff"), "check", "--fix", "--quiet", ...pythonRoots]);
+    await run([bin("ruff"), "format", "--quiet", ...pythonRoots]);
   }
   const asked = argv.filter((word) => word in rules);
   const results = await runAll(asked.length > 0 ? asked : Object.keys(rules));

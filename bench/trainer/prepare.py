@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fettle_trainer.collate import epoch_windows
-from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
-from fettle_trainer.fetch import fetch
-from fettle_trainer.prompt import PromptEncoder
-from rows import RowLengths, chat_rows, classification_rows, whole_words
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+
+from fettle_trainer.collate import epoch_windows
+from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from fettle_trainer.fetch import fetch
+from fettle_trainer.prompt import PromptEncoder
+from rows import RowLengths, chat_rows, classification_rows, whole_words
 
 IGNORED = -100
 
