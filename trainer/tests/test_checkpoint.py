@@ -63,13 +63,12 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json"]
-)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_is_set_aside(
-    folder: CheckpointFolder, tmp_path: Path, file: str, damage: str
-) -> None:
+FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("case", [f"{file}: {damage}" for file in FILES for damage in DAMAGES])
+def test_damaged_checkpoint_is_set_aside(folder: CheckpointFolder, tmp_path: Path, case: str) -> None:
+    file, damage = case.split(": ")
     root = tmp_path / "checkpoints"
     DAMAGES[damage](root / "2" / file)
     newest, notes = folder.newest()

@@ -81,8 +81,9 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "message"), WRONG)
-def test_refuses(spec: dict[str, Any], place: str, value: Any, message: str) -> None:
+@pytest.mark.parametrize("wrong", WRONG)
+def test_refuses(spec: dict[str, Any], wrong: tuple[str, Any, str]) -> None:
+    place, value, message = wrong
     target = spec
     *parents, leaf = place.split("__")
     for parent in parents:

@@ -69,22 +69,21 @@ def prepared(
     return loaded, tokens, Stepper(loaded, spec.task)
 
 
-def gradients(
-    loaded: Loaded, stepper: Stepper, rows: TokenRows, micro: Sequence[Sequence[int]]
-) -> dict[str, torch.Tensor]:
-    loaded.model.zero_grad(set_to_none=True)
+def gradients(stepper: Stepper, rows: TokenRows, micro: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    model = stepper.loaded.model
+    model.zero_grad(set_to_none=True)
     stepper.train_step(rows, micro, lambda: None)
-    return {name: p.grad.clone() for name, p in loaded.trainable().items() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in stepper.loaded.trainable().items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "qwen2", "t5", "bart"])
 def test_gradients_do_not_depend_on_accumulation(folder: Path, kind: str) -> None:
     loaded, rows, stepper = prepared(folder, kind)
     [window, *_] = epoch_windows(rows, 8, seed=1, by_length=not loaded.packed)
-    expected = gradients(loaded, stepper, rows, micro_batches(window, 8))
+    expected = gradients(stepper, rows, micro_batches(window, 8))
     assert expected
     for size in (4, 2, 1):
-        actual = gradients(loaded, stepper, rows, micro_batches(window, size))
+        actual = gradients(stepper, rows, micro_batches(window, size))
         assert actual.keys() == expected.keys()
         for name, gradient in actual.items():
             torch.testing.assert_close(
@@ -111,10 +110,10 @@ def test_packed_rows_see_themselves_alone(folder: Path, kind: str) -> None:
 
 def test_packed_gradients_are_the_padded_ones(folder: Path) -> None:
     loaded, rows, stepper = prepared(folder, "llama")
-    packed = gradients(loaded, stepper, rows, [[0, 1, 2, 3]])
+    packed = gradients(stepper, rows, [[0, 1, 2, 3]])
     loaded.model.set_attn_implementation("sdpa")
     stepper.collate = Collator("chat", False, loaded.pad_id)
-    padded = gradients(loaded, stepper, rows, [[0, 1, 2, 3]])
+    padded = gradients(stepper, rows, [[0, 1, 2, 3]])
     for name, gradient in packed.items():
         torch.testing.assert_close(gradient, padded[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -205,7 +204,7 @@ def test_lora_trains_its_layers_alone_and_all_of_them(folder: Path, kind: str) -
     before = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
     optimiser = torch.optim.AdamW(list(loaded.trainable().values()), lr=0.01)
     for _ in range(2):  # B begins at zero, so A has a gradient from the second step on
-        gradients(loaded, stepper, rows, [[0, 1, 2, 3]])
+        gradients(stepper, rows, [[0, 1, 2, 3]])
         optimiser.step()
     changed = {name for name, p in loaded.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == names
@@ -218,7 +217,7 @@ def test_every_trainable_tensor_changes_at_the_first_step(folder: Path, kind: st
     loaded, rows, stepper = prepared(folder, kind, method)
     before = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
     optimiser = torch.optim.AdamW(list(loaded.trainable().values()), lr=0.01)
-    gradients(loaded, stepper, rows, [[0, 1, 2, 3]])
+    gradients(stepper, rows, [[0, 1, 2, 3]])
     optimiser.step()
     changed = {name for name, p in loaded.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(loaded.trainable())

@@ -265,10 +265,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "code", "message"), REFUSED)
+@pytest.mark.parametrize("refused", REFUSED)
 def test_runs_that_cannot_work_fail_with_code_and_reason(
-    tmp_path: Path, changes: dict[str, Any], code: str, message: str
+    tmp_path: Path, refused: tuple[dict[str, Any], str, str]
 ) -> None:
+    changes, code, message = refused
     exit_code, events = train(chat_spec(tmp_path, **changes))
     assert exit_code == 1
     assert events[-1]["type"] == "failed"

@@ -120,14 +120,17 @@ def make_decoder(folder: Path, kind: str = "llama", template: str | None = CHATM
             eos_token_id=3,
         ),
     }
-    return save(transformers.AutoModelForCausalLM, configs[kind](), tokenizer, folder)
+    return save(build(transformers.AutoModelForCausalLM, configs[kind]()), tokenizer, folder)
 
 
-def save(loader: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
+def build(loader: Any, config: Any) -> Any:
     torch.manual_seed(0)
-    model = loader.from_config(config)
+    return loader.from_config(config)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> Path:
     # Most random models of small width have nearly uniform logits; spread them so that a wrong mask shows.
-    spread = 1 if config.model_type == "t5" else 4
+    spread = 1 if model.config.model_type == "t5" else 4
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
@@ -277,7 +280,7 @@ def make_encoder(folder: Path, kind: str = "bert") -> Path:
             pad_token_id=0,
         ),
     }
-    return save(transformers.AutoModel, configs[kind](), tokenizer, folder)
+    return save(build(transformers.AutoModel, configs[kind]()), tokenizer, folder)
 
 
 def make_wordpiece() -> PreTrainedTokenizerFast:
@@ -330,4 +333,4 @@ def make_seq2seq(folder: Path, kind: str = "t5") -> Path:
             **marked, **layers, decoder_start_token_id=0, forced_eos_token_id=None
         ),
     }
-    return save(transformers.AutoModelForSeq2SeqLM, configs[kind](), tokenizer, folder)
+    return save(build(transformers.AutoModelForSeq2SeqLM, configs[kind]()), tokenizer, folder)

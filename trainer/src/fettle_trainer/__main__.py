@@ -11,9 +11,13 @@ import json
 import sys
 from pathlib import Path
 
+from .light_start import hide_unused_packages
+
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and given[:1] != ["fetch"]:
+        hide_unused_packages()
     # These two have command lines of their own.
     if given[:1] == ["serve"]:
         from .serve import main as serve

@@ -28,7 +28,7 @@ def train_command(spec_path: Path, verify: Verifier | None = None) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return BAD_SPEC
-    # Before PyTorch reads it. OpenMP threads that spin between regions steal the time of other processes.
+    # PyTorch reads it once, when it is loaded.
     os.environ["OMP_NUM_THREADS"] = str(spec.runtime.num_threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -41,7 +41,7 @@ class Stepper:
     def __init__(
         self, loaded: Loaded, task: Task, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
     ) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
@@ -138,7 +138,7 @@ class Stepper:
                     guesses += integers(logits.argmax(dim=-1))
                     targets += integers(batch.targets_N)
         finally:
-            self._loaded.set_training()
+            self.loaded.set_training()
         mean = total / count
         if self.task == "classification":
             metrics = {"accuracy": correct / count, "f1_macro": macro_f1(guesses, targets)}

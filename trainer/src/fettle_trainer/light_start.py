@@ -1,0 +1,25 @@
+"""Keeps transformers from loading what training and serving never use: a second or two at each start."""
+
+import sys
+from typing import cast
+
+# transformers imports each of these as soon as it finds it installed (baselines and benchmarks need some).
+_UNUSED = (
+    "accelerate",
+    "datasets",
+    "librosa",
+    "pandas",
+    "peft",
+    "scipy",
+    "sklearn",
+    "tensorflow",
+    "torchvision",
+)
+
+
+def hide_unused_packages() -> None:
+    """For the start of a process of our own, before transformers is imported. What is loaded already stays."""
+    known = cast("dict[str, object]", sys.modules)
+    for name in _UNUSED:
+        # None in sys.modules is Python's own way to say: there is no such package.
+        known.setdefault(name, None)
