@@ -21,5 +21,5 @@ def hide_unused_packages() -> None:
     """For the start of a process of our own, before transformers is imported. What is loaded already stays."""
     known = cast("dict[str, object]", sys.modules)
     for name in _UNUSED:
-        # None in sys.modules is Python's own way to say: there is no such package.
+        # None is Python's own way to say: there is no such package.
         known.setdefault(name, None)
