@@ -18,7 +18,7 @@ _UNUSED = (
 
 
 def hide_unused_packages() -> None:
-    """For the start of a process of our own, before transformers is imported. What is loaded already stays."""
+    """At the start of a process of our own, before transformers is imported. What is loaded stays."""
     known = cast("dict[str, object]", sys.modules)
     for name in _UNUSED:
         # None is Python's own way to say: there is no such package.
