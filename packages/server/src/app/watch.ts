@@ -10,6 +10,7 @@ import {
   type Blobs,
   type Clock,
   type Ids,
+  type Ingest,
   type Lease,
   type Log,
   type ModelRecord,
@@ -158,7 +159,7 @@ class RunWatch {
     // Heartbeats alone move nothing that must be kept.
     if (translated.events.length === 0) return;
     const totalSteps = this.facts.totalSteps;
-    await this.deps.store.runs.ingest(this.input.lease, {
+    await this.ingest({
       ...translated,
       goneCheckpoints: translated.checkpoints.length > 0 ? await this.goneCheckpoints() : [],
       offset,
@@ -172,15 +173,18 @@ class RunWatch {
     });
   }
 
-  /** Checkpoints that the trainer has pruned from the disk: they can no longer be asked for. */
+  private async ingest(input: Ingest): Promise<void> {
+    await this.deps.store.runs.ingest(this.input.lease, input);
+    for (const step of input.goneCheckpoints ?? []) this.facts.checkpointSteps.delete(step);
+  }
+
+  /** Steps of checkpoints that the trainer has pruned from the disk: they can no longer be asked for. */
   private async goneCheckpoints(): Promise<number[]> {
     const steps = [...this.facts.checkpointSteps];
     const sizes = await Promise.all(
       steps.map((step) => this.deps.blobs.size(`runs/${this.runId}/checkpoints/${step}/manifest.json`)),
     );
-    const gone = steps.filter((_, index) => sizes[index] === null);
-    for (const step of gone) this.facts.checkpointSteps.delete(step);
-    return gone;
+    return steps.filter((_, index) => sizes[index] === null);
   }
 
   /** Silence is summed up look by look, so that neither a clock that jumps nor a machine that slept looks like a stall. */
@@ -216,6 +220,9 @@ class RunWatch {
     const { deps } = this;
     const at = deps.clock.now();
     const stderr = await deps.runner.stderr(this.runId, 16_384);
+    const gone = await this.goneCheckpoints();
+    if (gone.length > 0)
+      await this.ingest({ events: [], checkpoints: [], goneCheckpoints: gone, offset: this.offset ?? 0 });
     await deps.store.runs.update(
       this.runId,
       (current) => {
@@ -249,13 +256,15 @@ class RunWatch {
       createdAt: now,
     };
     const file = await writeResultFile(deps.blobs, { run, facts: this.facts, now });
-    await deps.store.runs.ingest(this.input.lease, {
+    await this.ingest({
       events: [
         runEvent(deps.ids, now, { key: "model", message: `New fine-tuned model created: ${model.name}` }),
         runEvent(deps.ids, now, { key: "succeeded", message: "The job has successfully completed" }),
       ],
       offset: this.offset ?? 0,
       checkpoints: [],
+      // The trainer prunes after it has told of a checkpoint; now it is done with that.
+      goneCheckpoints: await this.goneCheckpoints(),
       model,
       file,
       change: (current) =>

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
-import { chmod, mkdtemp, rm } from "node:fs/promises";
+import { chmod, mkdtemp, realpath, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -109,6 +109,28 @@ describe("embedded PostgreSQL", () => {
     expect((await open.store.runs.get("proj_a", run.id))?.id).toBe(run.id);
     await open.close();
     await eventually("its end", async () => (await query(open.url, "select 1").catch(() => null)) === null);
+  });
+});
+
+describe("a home that the database's account may not pass", () => {
+  // Only root runs the database as another user, who may then be kept out.
+  it.skipIf(process.getuid?.() !== 0)("keeps the data where that account may go, and finds it again", async () => {
+    const closed = await mkdtemp(join(tmpdir(), "fettle-closed-"));
+    const home = join(closed, "home");
+    const first = await startPostgres({ home, durable: false });
+    const data = await realpath(join(home, "postgres"));
+    try {
+      expect(statSync(closed).mode & 0o777).toBe(0o700);
+      expect(data.startsWith("/var/lib/fettle/postgres-")).toBe(true);
+      await query(first.url, "create table kept as select 1 as n");
+      await first.stop();
+      const second = await startPostgres({ home, durable: false });
+      expect(await query(second.url, "select n from kept")).toEqual([{ n: 1 }]);
+      await second.stop();
+    } finally {
+      await first.stop();
+      for (const folder of [closed, data]) await rm(folder, { recursive: true, force: true });
+    }
   });
 });
 
