@@ -39,7 +39,9 @@ def written(name: str) -> Path:
 
 @cache
 def served(name: str, family: str) -> ServedModel:
-    return load_model(written(name), family, torch.device("cpu"), torch.float32)  # pyright: ignore[reportArgumentType]
+    return load_model(  # pyright: ignore[reportArgumentType]
+        written(name), family, device=torch.device("cpu"), dtype=torch.float32
+    )
 
 
 @dataclass

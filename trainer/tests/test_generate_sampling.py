@@ -84,9 +84,9 @@ def test_many_refusals_lay_the_mask_over_a_large_vocabulary() -> None:
 
 def test_reported_logprobs_are_the_models_own() -> None:
     vocabulary = served("llama", "decoder").voice.vocabulary
-    report = token_logprob(LOGITS, 1, 3, vocabulary)
+    report = token_logprob(LOGITS, 1, num_top=3, vocabulary=vocabulary)
     expected = torch.log_softmax(LOGITS, dim=-1)
     assert report.chosen.logprob == pytest.approx(float(expected[1]))
     assert [item.logprob for item in report.top] == pytest.approx(expected[:3].tolist())
-    everything = token_logprob(LOGITS, 0, 20, vocabulary)
+    everything = token_logprob(LOGITS, 0, num_top=20, vocabulary=vocabulary)
     assert math.fsum(math.exp(item.logprob or 0.0) for item in everything.top) == pytest.approx(1.0)

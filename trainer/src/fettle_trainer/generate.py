@@ -73,7 +73,10 @@ class Generation:
                 entry = first_token_logprob(token_id, vocabulary)
             elif logits_TV is not None:
                 entry = token_logprob(
-                    logits_TV[position - 1], token_id, self.options.logprobs or 0, vocabulary
+                    logits_TV[position - 1],
+                    token_id,
+                    num_top=self.options.logprobs or 0,
+                    vocabulary=vocabulary,
                 )
             pieces.append(text.push(vocabulary.text_bytes(token_id), entry))
         pieces.append(text.finish())
@@ -109,7 +112,9 @@ class Generation:
     def _show(self, token_id: int, logits_V: Tensor) -> Piece:
         entry = None
         if self.options.logprobs is not None:
-            entry = token_logprob(logits_V, token_id, self.options.logprobs, self._voice.vocabulary)
+            entry = token_logprob(
+                logits_V, token_id, num_top=self.options.logprobs, vocabulary=self._voice.vocabulary
+            )
         spelt = self._voice.vocabulary.text_bytes(token_id)
         if self._strip_space and spelt:
             self._strip_space = False

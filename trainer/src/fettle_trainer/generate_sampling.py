@@ -96,7 +96,7 @@ class Sampler:
         return min(int(torch.searchsorted(ladder_V, point, right=True)), ladder_V.shape[0] - 1)
 
 
-def token_logprob(logits_V: Tensor, token_id: int, num_top: int, vocabulary: TokenBytes) -> TokenLogprob:
+def token_logprob(logits_V: Tensor, token_id: int, *, num_top: int, vocabulary: TokenBytes) -> TokenLogprob:
     """Log-probability of `token_id`, and of the `num_top` most probable, under the model's own logits."""
     logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
     top: list[Alternative] = []

@@ -249,7 +249,10 @@ def _load(options: argparse.Namespace, out: TextIO) -> ModelProcess:
     try:
         # float32 on a CPU: bfloat16 is emulated on most of them, slower and less exact.
         served = load_model(
-            options.base, options.family, device, torch.bfloat16 if use_cuda else torch.float32
+            options.base,
+            options.family,
+            device=device,
+            dtype=torch.bfloat16 if use_cuda else torch.float32,
         )
         process = ModelProcess(served, out, options)
     except Exception as error:

@@ -107,7 +107,7 @@ class AdapterShelf:
                 head[f"{name}.{part}"] = tensor
             else:
                 saved.setdefault(self._replaced(name, module, folder), {})[part] = tensor
-        ready = {name: _delta(name, parts, config, folder) for name, parts in deltas.items()}
+        ready = {name: _delta(name, parts, config=config, folder=folder) for name, parts in deltas.items()}
         self._check_shapes(ready, saved, folder)
         for name in [*ready, *saved]:
             self._hook(name)
@@ -147,13 +147,16 @@ class AdapterShelf:
             expected = _linear_shape(self._model.get_submodule(name))
             actual = (delta.up_OR.shape[0], delta.down_RI.shape[1])
             if expected != actual:
-                raise _wrong_shape(folder, name, actual, expected)
+                raise _wrong_shape(folder, name, actual=actual, expected=expected)
         for name, parts in saved.items():
             own = self._model.get_submodule(name).state_dict()
             for part, tensor in parts.items():
                 if part not in own or own[part].shape != tensor.shape:
                     raise _wrong_shape(
-                        folder, f"{name}.{part}", tensor.shape, own[part].shape if part in own else ()
+                        folder,
+                        f"{name}.{part}",
+                        actual=tensor.shape,
+                        expected=own[part].shape if part in own else (),
                     )
 
     def _hook(self, name: str) -> None:
@@ -163,7 +166,7 @@ class AdapterShelf:
 
         def adapt(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             for adapter, rows in self._groups:
-                output = self._apply((name, module), adapter, (inputs[0], output), rows)
+                output = self._apply((name, module), adapter, (inputs[0], output), rows=rows)
             return output
 
         self._model.get_submodule(name).register_forward_hook(adapt)
@@ -173,6 +176,7 @@ class AdapterShelf:
         target: tuple[str, nn.Module],
         adapter: Adapter,
         flow: tuple[Tensor, Tensor],
+        *,
         rows: Tensor | None,
     ) -> Tensor:
         name, module = target
@@ -284,7 +288,7 @@ def _split_key(key: str, folder: Path) -> tuple[str, str]:
     return name, part
 
 
-def _delta(name: str, parts: dict[str, Tensor], config: dict[str, Any], folder: Path) -> Delta:
+def _delta(name: str, parts: dict[str, Tensor], *, config: dict[str, Any], folder: Path) -> Delta:
     down, up = parts.get("lora_A.weight"), parts.get("lora_B.weight")
     if down is None or up is None or down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]:
         raise ServeRefusal(
@@ -299,7 +303,7 @@ def _delta(name: str, parts: dict[str, Tensor], config: dict[str, Any], folder: 
     return Delta(down.contiguous(), (up * scale).contiguous(), None if bias is None else bias * scale)
 
 
-def _wrong_shape(folder: Path, name: str, actual: Sequence[int], expected: Sequence[int]) -> ServeRefusal:
+def _wrong_shape(folder: Path, name: str, *, actual: Sequence[int], expected: Sequence[int]) -> ServeRefusal:
     return ServeRefusal(
         "inference_failed",
         f"Adapter {folder}: {name} has shape {tuple(actual)}, the base model needs {tuple(expected)}. "

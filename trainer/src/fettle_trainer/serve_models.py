@@ -54,14 +54,14 @@ class ServedModel:
         return self.family == "seq2seq" or (self.family == "decoder" and self.own_head is None)
 
 
-def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.dtype) -> ServedModel:
+def load_model(folder: Path, family: Family, *, device: torch.device, dtype: torch.dtype) -> ServedModel:
     """ServeRefusal or TrainFailure when the folder holds no model of this family that can be served."""
     check_model_folder(folder)
     config = _auto("AutoConfig").from_pretrained(folder, local_files_only=True)
     tokenizer = _auto("AutoTokenizer").from_pretrained(folder, local_files_only=True)
     architectures = cast(list[str], config.architectures or [])
     classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
-    model, unset = _load(folder, family, classifies, dtype)
+    model, unset = _load(folder, family, classifies=classifies, dtype=dtype)
     model.to(device).eval()
     trunk = model if family == "seq2seq" else model.base_model
     if getattr(model, "_is_stateful", False):
@@ -87,7 +87,7 @@ def load_model(folder: Path, family: Family, device: torch.device, dtype: torch.
     )
 
 
-def _load(folder: Path, family: Family, classifies: bool, dtype: torch.dtype) -> tuple[Any, set[str]]:
+def _load(folder: Path, family: Family, *, classifies: bool, dtype: torch.dtype) -> tuple[Any, set[str]]:
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,

@@ -12,20 +12,14 @@ const root = resolve(import.meta.dirname, "../../../..");
 const python = join(root, ".venv/bin/python");
 const silent = { info: () => {}, warn: () => {}, error: () => {} };
 const folder = mkdtempSync(join(tmpdir(), "fettle-inference-"));
-const target = (
-  name: string,
-  family: InferenceTarget["family"],
-  adapter: string | null,
-  task: InferenceTarget["task"],
-): InferenceTarget => ({
+const target = (name: string, as: Pick<InferenceTarget, "family" | "task">, adapter?: string): InferenceTarget => ({
   basePath: join(folder, name),
-  adapterPath: adapter === null ? null : join(folder, adapter),
-  family,
-  task,
+  adapterPath: adapter === undefined ? null : join(folder, adapter),
+  ...as,
 });
-const decoder = target("llama", "decoder", null, "chat");
-const encoder = target("bert", "encoder", null, "embed");
-const classifier = target("bert", "encoder", "bert-adapter-0", "classification");
+const decoder = target("llama", { family: "decoder", task: "chat" });
+const encoder = target("bert", { family: "encoder", task: "embed" });
+const classifier = target("bert", { family: "encoder", task: "classification" }, "bert-adapter-0");
 /** Text that no answer reaches the end of: the end token is banned. */
 const endless = { ...greedy, maxTokens: 400, logitBias: { "3": -100 } };
 
@@ -113,7 +107,7 @@ describe("the pool", () => {
     const { pool } = makePool();
     const adapters = [null, "llama-adapter-0", "llama-adapter-1", "llama-adapter-2"];
     const requests = Array.from({ length: 8 }, (_, n) => ({
-      own: target("llama", "decoder", adapters[n % 4] ?? null, "chat"),
+      own: target("llama", { family: "decoder", task: "chat" }, adapters[n % 4] ?? undefined),
       request: { ...greedy, prompt: { text: `hello ${n}` }, maxTokens: 6 + 3 * n },
     }));
     const together = await Promise.all(
@@ -174,7 +168,9 @@ describe("the pool", () => {
   it("says why a model could not be loaded", { timeout: 60_000 }, async () => {
     mkdirSync(join(folder, "empty"));
     const { pool } = makePool();
-    const error = await refusal(collect(pool.generate(target("empty", "decoder", null, "chat"), greedy, never())));
+    const error = await refusal(
+      collect(pool.generate(target("empty", { family: "decoder", task: "chat" }), greedy, never())),
+    );
     expect(error.code).toBe("inference_failed");
     expect(error.message).toContain("config.json is missing");
   });
