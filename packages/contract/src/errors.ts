@@ -264,12 +264,6 @@ export const errorCatalogue = {
     meaning: "PostgreSQL did not answer.",
     fix: "See `fettle doctor`; with DATABASE_URL, check that the server is up.",
   },
-  timeout: {
-    status: 504,
-    retry: true,
-    meaning: "The work took longer than its limit.",
-    fix: "Try again, or ask for less at once.",
-  },
   internal_error: {
     status: 500,
     retry: true,
