@@ -20,6 +20,7 @@ import {
   removeStalePidFile,
   superuser,
 } from "./cluster.js";
+import { asAppError } from "./database.js";
 import { type Place, preparePlace } from "./place.js";
 
 export interface EmbeddedPostgres {
@@ -61,11 +62,28 @@ export async function startPostgres(options: PostgresOptions): Promise<EmbeddedP
     durable: options.durable ?? true,
     deadline: Date.now() + (options.startTimeoutMs ?? 120_000),
   };
-  const { postmaster, adopted } = await adoptOrStart(launch);
-  const url = (database: string): string =>
-    `postgres://${superuser}:${place.password}@127.0.0.1:${postmaster.port}/${database}`;
-  await ensureDatabase(url("postgres"), "fettle");
-  return { url: url("fettle"), pid: postmaster.pid, adopted, stop: () => stopPostmaster(postmaster.pid) };
+  const { postmaster, adopted } = await reachPostmaster(launch);
+  const url = urlOf(launch, postmaster, "fettle");
+  return { url, pid: postmaster.pid, adopted, stop: () => stopPostmaster(postmaster.pid) };
+}
+
+const urlOf = ({ place }: Launch, { port }: Postmaster, database: string): string =>
+  `postgres://${superuser}:${place.password}@127.0.0.1:${port}/${database}`;
+
+/** A postmaster that was just killed still looks alive for a moment: it counts only when it answers. */
+async function reachPostmaster(launch: Launch): Promise<{ postmaster: Postmaster; adopted: boolean }> {
+  for (;;) {
+    const reached = await adoptOrStart(launch);
+    try {
+      await ensureDatabase(urlOf(launch, reached.postmaster, "postgres"), "fettle");
+      return reached;
+    } catch (error) {
+      const failure = asAppError(error);
+      const passing = failure instanceof AppError && failure.code === "database_unavailable";
+      if (!passing || Date.now() > launch.deadline) throw failure;
+      await sleep(30);
+    }
+  }
 }
 
 /** Another process may start the same cluster meanwhile: whoever holds postmaster.pid wins, the others adopt. */
@@ -167,8 +185,8 @@ function bindable(port: number): Promise<number> {
 async function ensureDatabase(adminUrl: string, name: string): Promise<void> {
   const client = new pg.Client({ connectionString: adminUrl, connectionTimeoutMillis: 10_000 });
   client.on("error", () => undefined);
-  await client.connect();
   try {
+    await client.connect();
     const found = await client.query("select 1 from pg_database where datname = $1", [name]);
     if (found.rowCount === 0) await client.query(`create database ${pg.escapeIdentifier(name)}`);
   } catch (error) {
@@ -176,7 +194,7 @@ async function ensureDatabase(adminUrl: string, name: string): Promise<void> {
     // Made by another process in between: 42P04 duplicate database, 23505 the same a moment earlier.
     if (code !== "42P04" && code !== "23505") throw error;
   } finally {
-    await client.end();
+    await client.end().catch(() => undefined);
   }
 }
 

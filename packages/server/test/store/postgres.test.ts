@@ -44,7 +44,7 @@ describe("embedded PostgreSQL", () => {
   });
   afterAll(() => rm(parent, { recursive: true, force: true }));
 
-  it("starts within a second when its data is there, on the same port, for us alone", async () => {
+  it("starts within three seconds on busy cores when its data is there, on the same port, for us alone", async () => {
     const before = performance.now();
     const postgres = await start();
     expect(performance.now() - before).toBeLessThan(3_000);
@@ -66,10 +66,14 @@ describe("embedded PostgreSQL", () => {
   it("comes back with everything committed after kill -9", async () => {
     const first = await start();
     await query(first.url, "create table kept as select generate_series(1, 1000) as n");
-    process.kill(first.pid, "SIGKILL");
-    const second = await start();
-    expect(second.pid).not.toBe(first.pid);
-    expect(await query(second.url, "select count(*)::int as n from kept")).toEqual([{ n: 1000 }]);
+    let pid = first.pid;
+    for (let round = 0; round < 5; round++) {
+      process.kill(pid, "SIGKILL");
+      const next = await start();
+      expect(next.pid).not.toBe(pid);
+      expect(await query(next.url, "select count(*)::int as n from kept")).toEqual([{ n: 1000 }]);
+      pid = next.pid;
+    }
   });
 
   it("is not fooled by a pid file whose number belongs to another program", async () => {
