@@ -93,8 +93,19 @@ async function follow(platform: Platform, job: Job): Promise<{ ended: Job; start
       await new Promise((resolve) => setTimeout(resolve, pollMs));
     }
   } catch (error) {
-    if (signal.aborted) await client.fineTuning.jobs.cancel(job.id).catch(() => undefined);
+    if (signal.aborted) await cancel(client, job.id).catch(() => undefined);
     throw error;
+  }
+}
+
+const cancelMs = 20_000;
+
+/** Until the trainer has ended: it would otherwise work on after the demo's server is gone. */
+async function cancel(client: OpenAI, jobId: string): Promise<void> {
+  await client.fineTuning.jobs.cancel(jobId);
+  for (const deadline = Date.now() + cancelMs; Date.now() < deadline; ) {
+    if ((await client.fineTuning.jobs.retrieve(jobId)).status === "cancelled") return;
+    await new Promise((resolve) => setTimeout(resolve, pollMs));
   }
 }
 
