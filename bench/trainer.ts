@@ -83,10 +83,19 @@ async function prepare(work: Work, options: Options, numThreads: number): Promis
   return { work, folder, numThreads, seed };
 }
 
+/** A processor without bfloat16 emulates it; below this share of the fp32 rate no flag can make up for it. */
+const hopelessShare = 1 / 4;
+
 /** The flags with which the peer is fastest, by a few steps of each. */
-async function bestFlags(setting: Setting, python: string, probeSteps: number): Promise<Flags> {
+async function bestFlags({ setting, python }: Side, probeSteps: number, { gflops }: Machine): Promise<Flags> {
   const rates: { flags: Flags; rate: number }[] = [];
   for (const flags of setting.work.candidates) {
+    if (flags["bf16"] === true && gflops.bfloat16 < gflops.float32 * hopelessShare) {
+      say(
+        `  not probed: ${JSON.stringify(flags)}; bf16 products reach ${gflops.bfloat16.toFixed(0)} GFLOP/s here, fp32 ${gflops.float32.toFixed(0)}`,
+      );
+      continue;
+    }
     const probe = await runPeer(setting, { python, flags, maxSteps: Math.max(2, probeSteps), evaluate: false });
     rates.push({ flags, rate: tokensPerSecond(probe) });
     say(`  probe ${JSON.stringify(flags)}: ${rates.at(-1)?.rate.toFixed(0)} tokens/s`);
@@ -95,9 +104,13 @@ async function bestFlags(setting: Setting, python: string, probeSteps: number): 
   return best.flags;
 }
 
-interface Comparison {
+interface Side {
   setting: Setting;
+  /** The peers' interpreter. */
   python: string;
+}
+
+interface Comparison extends Side {
   kind: Row["peer_flags"];
   flags: Flags;
 }
@@ -206,7 +219,8 @@ async function main(): Promise<void> {
     try {
       for (const kind of ["defaults", "best"] as const) {
         if (values["peer-flags"] !== undefined && values["peer-flags"] !== kind) continue;
-        const flags = kind === "defaults" ? work.defaults : await bestFlags(setting, python, options.probeSteps);
+        const flags =
+          kind === "defaults" ? work.defaults : await bestFlags({ setting, python }, options.probeSteps, machine);
         rows.push(await compare({ setting, python, kind, flags }, options.pairs, machine));
       }
     } finally {

@@ -7,11 +7,12 @@ import { scoreTriages, type TriageScore } from "./triage-score.js";
 import { tune } from "./tune.js";
 
 export const decoderModel = "smollm2-135m-instruct";
-const defaultSize = { seed: 7, numTrain: 640, numHeldOut: 60 };
+const defaultSize = { seed: 7, numTrain: 600, numHeldOut: 48 };
 const numExamples = 3;
-const maxTokens = 64;
+/** The longest right answer has 28. */
+const maxTokens = 48;
 /** As many as the server answers at a time. */
-const atOnce = 8;
+const atOnce = 16;
 
 export async function runDecoder(stage: Stage, size = defaultSize): Promise<PartReport> {
   const { talk } = stage;
