@@ -37,7 +37,9 @@ async function openFile(path: string) {
 export function requireUsable(data: DataObject): void {
   if (data.status !== "error") return;
   const { report } = data;
-  throw new FettleError(data.status_details ?? `${data.filename} cannot be used for training.`, {
+  // The lines after the first repeat the faults, for clients that have nothing else; here they are told in full.
+  const [count] = (data.status_details ?? "").split("\n");
+  throw new FettleError(count || `${data.filename} cannot be used for training.`, {
     status: 400,
     code: "invalid_training_file",
     faults: (report?.faults ?? []).map((fault) => ({
