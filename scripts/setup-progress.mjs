@@ -91,6 +91,13 @@ export function runQuietly(
   { fix, cwd, env, detail = () => undefined, onDetail = () => {}, tolerate = false },
 ) {
   return new Promise((resolve, reject) => {
+    // Listening before the child lives: a signal in between would end us and leave it at work.
+    let interrupted = false;
+    const passOn = (signal) => {
+      interrupted = true;
+      child.kill(signal);
+    };
+    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, passOn);
     const child = spawn(command, args, { cwd, env: env ?? process.env, stdio: ["ignore", "pipe", "pipe"] });
     const lines = [];
     const take = (stream) => {
@@ -111,12 +118,6 @@ export function runQuietly(
     };
     take(child.stdout);
     take(child.stderr);
-    let interrupted = false;
-    const passOn = (signal) => {
-      interrupted = true;
-      child.kill(signal);
-    };
-    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, passOn);
     const done = (settle) => {
       for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.off(signal, passOn);
       settle();
