@@ -43,7 +43,8 @@ async function installPackages(root, tools) {
   const lockPath = join(root, "package-lock.json");
   const lock = readFileSync(lockPath);
   const fix = "Check the network and `npm config get registry`, then run the same command again.";
-  const quiet = ["--no-audit", "--no-fund", "--no-progress"];
+  // The log level is said anew: under `npm run --silent` npm would inherit silence, and its reason would be lost.
+  const quiet = ["--no-audit", "--no-fund", "--no-progress", "--loglevel=error"];
   rmSync(join(root, "node_modules", ".fettle-stamp"), { force: true });
   const clean = await tools.run("npm", ["ci", ...quiet], { cwd: root, fix, tolerate: true });
   if (clean.code === 0) return;

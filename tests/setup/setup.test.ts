@@ -222,8 +222,16 @@ describe("Node packages", () => {
     const lock = readFileSync(join(fresh.folder, "package-lock.json"), "utf8");
     npm(refused, install("sha512-a"));
     expect(await fresh.setUp(["--profile", "client"])).toMatchObject({ code: 0 });
-    expect(fresh.calls().at(-1)).toBe("npm install --no-save --no-audit --no-fund --no-progress");
+    expect(fresh.calls().at(-1)).toBe("npm install --no-save --no-audit --no-fund --no-progress --loglevel=error");
     expect(readFileSync(join(fresh.folder, "package-lock.json"), "utf8")).toBe(lock);
+  });
+
+  it("come from npm install also under `npm run --silent`, where npm gives its reason only when told to", async () => {
+    fresh = clone({ npm: true });
+    const loud = `case "$*" in *--loglevel=error*) ${refused.replace("; exit 1", "")} ;; esac; exit 1`;
+    npm(loud, install("sha512-a"));
+    expect(await fresh.setUp(["--profile", "client"], { npm_config_loglevel: "silent" })).toMatchObject({ code: 0 });
+    expect(done()).toEqual(["npm ci", "npm install"]);
   });
 
   it("are refused when a hash is not the lock's", async () => {
