@@ -1,4 +1,4 @@
-"""Rows to tokens: refusals with line and reason, cuts that are counted, the cache, the held-out rows."""
+"""Rows to tokens: refusals with line and reason, cuts that are counted, the cache."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import LABELS, chat_rows, class_rows, make_tokenizer, make_wordpiece, pair_rows, write_rows
+from tiny import LABELS, chat_rows, make_tokenizer, make_wordpiece, write_rows
 
 from fettle_trainer.data import Dataset, Tokeniser, load_dataset
 from fettle_trainer.failure import TrainFailure
 from fettle_trainer.prompt import PromptEncoder
-from fettle_trainer.split import hold_out
 
 
 def load(folder: Path, rows: list[dict[str, Any]], tokeniser: Tokeniser) -> Dataset:
@@ -128,39 +127,6 @@ def test_cache_is_used_and_a_damaged_one_made_anew(tmp_path: Path) -> None:
     assert stored.stat().st_mtime_ns != written
     load(tmp_path, rows, chat(max_length=63))
     assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
-def test_held_out_rows_are_a_tenth_stratified_and_steady(tmp_path: Path) -> None:
-    rows = load(tmp_path, class_rows(300), classes()).rows
-    train, held = hold_out(rows, seed=1)
-    assert sorted(train + held) == list(range(300))
-    assert len(held) == 30
-    assert torch.bincount(rows.labels[held]).tolist() == [10, 10, 10]
-    assert hold_out(rows, seed=1) == (train, held)
-    assert hold_out(rows, seed=2) != (train, held)
-
-
-def test_no_group_and_no_repeated_input_crosses_the_split(tmp_path: Path) -> None:
-    grouped = [{**row, "group": f"thread {index // 4}"} for index, row in enumerate(pair_rows(80))]
-    repeated = [{**row, "line": 0} for row in pair_rows(20)] * 3
-    for name, rows in (("grouped", grouped), ("repeated", repeated)):
-        folder = tmp_path / name
-        folder.mkdir()
-        loaded = load(folder, rows, Tokeniser(PromptEncoder(make_tokenizer(None)), "seq2seq", 64)).rows
-        train, held = hold_out(loaded, seed=3)
-        assert held
-        assert not {int(loaded.groups[i]) for i in held} & {int(loaded.groups[i]) for i in train}
-
-
-@pytest.mark.parametrize("count", [1, 9])
-def test_too_few_rows_hold_none_out(tmp_path: Path, count: int) -> None:
-    rows = load(tmp_path, chat_rows(count), chat()).rows
-    assert hold_out(rows, seed=0) == (list(range(len(rows))), [])
-
-
-def test_one_group_is_all_trained_on(tmp_path: Path) -> None:
-    rows = load(tmp_path, [{**row, "group": "one"} for row in chat_rows(20)], chat()).rows
-    assert hold_out(rows, seed=0)[1] == []
 
 
 def test_rows_are_json_with_any_script(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ def make(folder: Path, output: str, **changes: Any) -> dict[str, Any]:
     if not model.exists():
         make_decoder(model, "llama")
         write_rows(rows, chat_rows(72, seed=3))
+        write_rows(folder / "validation.jsonl", chat_rows(8, seed=4))
     return make_spec(
         model,
         rows,
         folder / output,
         **{
+            "data__validation_path": str(folder / "validation.jsonl"),
             "hyperparameters__lora_dropout": 0.1,
             "hyperparameters__per_device_train_batch_size": 1,
             "hyperparameters__gradient_accumulation_steps": 8,

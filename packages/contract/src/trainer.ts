@@ -49,7 +49,7 @@ export const trainSpecSchema = z.strictObject({
   data: z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
     train_sha256: z.string().length(64),
-    validation_path: z.string().max(4096).nullable(),
+    validation_path: z.string().max(4096).nullable().describe("null: nothing is held out, nothing is evaluated"),
     labels: z.array(z.string().max(256)).max(1000).nullable().describe("classification: class names in id order"),
   }),
   output_dir: z.string().max(4096),

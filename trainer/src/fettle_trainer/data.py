@@ -20,7 +20,7 @@ from .prompt import PromptEncoder, TrainingSequence
 from .spec import Task
 from .tensor_files import TensorFileError, integers, read_metadata, read_tensors, write_tensors
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 MOST_REFUSALS_TOLD = 1000
 
 
@@ -33,7 +33,7 @@ class Refusal:
     message: str
 
 
-_TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines", "groups")
+_TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ class TokenRows:
     """Tokenised rows in flat tensors. Row i is `ids[starts[i]:starts[i + 1]]`.
 
     `aux` by task: chat, 1 where the token is learnt; seq2seq, the target ids; classification, token types of
-    text pairs, empty for single texts. `labels`: class of each row, 0 for other tasks. `groups`: 63-bit hash
-    of the row's group, for a split that no group crosses.
+    text pairs, empty for single texts. `labels`: class of each row, 0 for other tasks.
     """
 
     ids: Tensor
@@ -51,7 +50,6 @@ class TokenRows:
     aux_starts: Tensor
     labels: Tensor
     lines: Tensor
-    groups: Tensor
     lengths: list[int] = field(default_factory=list[int])
 
     def __post_init__(self) -> None:
@@ -61,8 +59,8 @@ class TokenRows:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "TokenRows":
         """The inverse of `tensors`."""
-        ids, starts, aux, aux_starts, labels, lines, groups = (tensors[name] for name in _TENSORS)
-        return cls(ids, starts, aux, aux_starts, labels, lines, groups)
+        ids, starts, aux, aux_starts, labels, lines = (tensors[name] for name in _TENSORS)
+        return cls(ids, starts, aux, aux_starts, labels, lines)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: cast("Tensor", getattr(self, name)) for name in _TENSORS}
@@ -97,7 +95,6 @@ class TokenRows:
             aux_starts=_starts([int(self.aux_starts[row + 1] - self.aux_starts[row]) for row in rows]),
             labels=self.labels[index],
             lines=self.lines[index],
-            groups=self.groups[index],
         )
 
 
@@ -213,7 +210,7 @@ def load_dataset(path: Path, tokeniser: Tokeniser, *, cache: Path, tokenizer_sha
 
 
 def _tokenise(path: Path, tokeniser: Tokeniser) -> Dataset:
-    rows: list[tuple[_TokenRow, int, int]] = []
+    rows: list[tuple[_TokenRow, int]] = []
     refused: list[Refusal] = []
     num_refused = 0
     for number, row in _read_rows(path):
@@ -225,21 +222,19 @@ def _tokenise(path: Path, tokeniser: Tokeniser) -> Dataset:
             if len(refused) < MOST_REFUSALS_TOLD:
                 refused.append(Refusal(line, error.rule, str(error)))
             continue
-        group = _group(row)
-        rows += [(sequence, line, group) for sequence in sequences]
+        rows += [(sequence, line) for sequence in sequences]
     return Dataset(
         TokenRows(
-            ids=torch.tensor([i for one, _, _ in rows for i in one.ids], dtype=torch.int32),
-            starts=_starts([len(one.ids) for one, _, _ in rows]),
-            aux=torch.tensor([i for one, _, _ in rows for i in one.aux], dtype=torch.int32),
-            aux_starts=_starts([len(one.aux) for one, _, _ in rows]),
-            labels=torch.tensor([one.label for one, _, _ in rows], dtype=torch.long),
-            lines=torch.tensor([line for _, line, _ in rows], dtype=torch.long),
-            groups=torch.tensor([group for _, _, group in rows], dtype=torch.long),
+            ids=torch.tensor([i for one, _ in rows for i in one.ids], dtype=torch.int32),
+            starts=_starts([len(one.ids) for one, _ in rows]),
+            aux=torch.tensor([i for one, _ in rows for i in one.aux], dtype=torch.int32),
+            aux_starts=_starts([len(one.aux) for one, _ in rows]),
+            labels=torch.tensor([one.label for one, _ in rows], dtype=torch.long),
+            lines=torch.tensor([line for _, line in rows], dtype=torch.long),
         ),
         refused,
         num_refused,
-        sum(one.truncated for one, _, _ in rows),
+        sum(one.truncated for one, _ in rows),
     )
 
 
@@ -263,19 +258,6 @@ def _broken_line(path: Path, number: int, why: str) -> TrainFailure:
         f"Line {number} of {path.name} is not a row: {why}.",
         "Upload the file again; the rows are made from it.",
     )
-
-
-def _group(row: dict[str, Any]) -> int:
-    """Rows of one stated group, or with the same input, stay on one side of a split."""
-    group = row.get("group")
-    if group is None:
-        shown = [
-            message
-            for message in cast("list[dict[str, Any]]", row.get("messages") or [])
-            if message.get("role") != "assistant"
-        ]
-        group = json.dumps([shown, row.get("text"), row.get("text_pair"), row.get("prompt")], sort_keys=True)
-    return int.from_bytes(hashlib.sha256(str(group).encode()).digest()[:8], "big") >> 1
 
 
 def _starts(lengths: Sequence[int]) -> Tensor:

@@ -26,7 +26,6 @@ from .failure import StopRequested, TrainFailure
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .spec import TrainSpec
-from .split import hold_out
 from .step import Stepper, StepResult
 
 
@@ -107,8 +106,8 @@ class Training:
         for name in ("attempt", "output_dir", "runtime", "run_id"):
             del decisive[name]
         decisive["data"] = {"sha256": real, "labels": spec.data.labels}
-        if spec.data.validation_path is not None:
-            decisive["data"]["validation"] = file_sha256(Path(spec.data.validation_path))
+        validation = spec.data.validation_path
+        decisive["data"]["validation"] = None if validation is None else file_sha256(Path(validation))
         decisive["base_model"] = {"adapter": spec.base_model.adapter_path, "name": spec.base_model.name}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -140,20 +139,17 @@ class Training:
                 "Mend the rows; each refusal is listed with its line.",
             )
         if spec.data.validation_path is None:
-            train, held = hold_out(dataset.rows, spec.seed)
-            rows = _Rows(dataset.rows.select(train), dataset.rows.select(held))
-        else:
-            other = load_dataset(
-                Path(spec.data.validation_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer
+            return _Rows(dataset.rows, dataset.rows.select([])), dataset
+        other = load_dataset(
+            Path(spec.data.validation_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer
+        )
+        if other.num_refused:
+            first = other.refused[0]
+            self._log.log(
+                "warn",
+                f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
             )
-            rows = _Rows(dataset.rows, other.rows)
-            if other.num_refused:
-                first = other.refused[0]
-                self._log.log(
-                    "warn",
-                    f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
-                )
-        return rows, dataset
+        return _Rows(dataset.rows, other.rows), dataset
 
     def _make_plan(self) -> _Plan:
         hyper = self._spec.hyperparameters
@@ -195,6 +191,12 @@ class Training:
             num_refused=dataset.num_refused,
             total_steps=self._plan.total_steps,
         )
+        if len(self._rows.validation) == 0:
+            self._log.log(
+                "info",
+                "There are no rows to validate on: nothing is evaluated, the run does not end early, "
+                "and the last step becomes the model.",
+            )
 
     def _prepare(self, fingerprint: str, resumed: Checkpoint | None) -> None:
         hyper = self._spec.hyperparameters

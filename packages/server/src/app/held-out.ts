@@ -29,7 +29,7 @@ export const validationRowsKey = (runId: string): string => `runs/${runId}/rows/
 
 const fraction = 0.1;
 const maxHeldOutRows = 1000;
-/** With fewer rows all are needed to learn from; the trainer's own rule is the same. */
+/** With fewer rows all are needed to learn from. */
 const minRowsToSplit = 10;
 
 /** The split made for this run; null when none was made. */

@@ -1,7 +1,10 @@
 import { createHash } from "node:crypto";
 import { describe, expect, it } from "vitest";
 import { readHeldOut } from "../../src/app/held-out.js";
+import { buildTrainSpec } from "../../src/app/train-spec.js";
 import { chatRow, classRow, type Setting, world } from "./validate-world.js";
+
+const oneGroup = Array.from({ length: 20 }, (_, index) => ({ ...chatRow(index + 1), group: "one" }));
 
 describe("validateRun", () => {
   it("resolves everything, holds rows out, and says why", async () => {
@@ -36,6 +39,19 @@ describe("validateRun", () => {
       Array.from({ length: 100 }, (_, index) => index + 1),
     );
     expect(await validate()).toBe("gone");
+  });
+
+  it.each([
+    ["held out of the training file", {}, "runs/ftjob-1/rows/validation.jsonl"],
+    ["of a validation file", { validationRows: [chatRow(1)] }, "files/file-v/rows.jsonl"],
+    ["none, all being of one group", { rows: oneGroup }, null],
+  ])("hands the trainer the rows it decided on, in every attempt: %s", async (_, setting, expected) => {
+    const { validate, run, deps } = await world(setting);
+    expect(await validate()).toBe("queued");
+    for (const attempt of [1, 2]) {
+      const { data } = await buildTrainSpec(deps, { ...run(), attempt }, { numThreads: 1, checkpointSeconds: 60 });
+      expect(data.validation_path).toBe(expected === null ? null : deps.blobs.localPath(expected));
+    }
   });
 
   it("waits for a file that is still being read", async () => {
