@@ -2,13 +2,16 @@
 
 python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
 python -m fettle_trainer merge --base B --adapter A --out O
+python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
 python -m fettle_trainer probe                what this machine can do, as JSON
 python -m fettle_trainer schema               JSON Schema of a spec
 """
 
 import argparse
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 from .light_start import hide_unused_packages
@@ -46,19 +49,51 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _model_command(options: argparse.Namespace) -> int:
-    from .artefact import merge, verify
-    from .failure import TrainFailure
+    """The last line of stdout is the answer: {max_abs_diff}, {written}, or {failed: {code, message}}."""
+    from .failure import TrainFailure, is_disk_full, is_out_of_memory
 
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        if options.command == "merge":
-            difference = merge(options.base, options.adapter, options.out)
-        else:
-            difference = verify(options.artefact, options.base, options.probe)
+        answer = _answer(options)
     except TrainFailure as error:
-        print(f"{error.code}: {error} {error.hint}", file=sys.stderr)
-        return 1
-    print(json.dumps({"max_abs_diff": difference}))
+        return _fail(error.code, f"{error} {error.hint}")
+    except Exception as error:
+        if is_disk_full(error):
+            return _fail("disk_full", f"The disk is full: {error}. Free space, then try again.")
+        if is_out_of_memory(error):
+            return _fail("out_of_memory", f"The model does not fit into memory: {error}.")
+        raise
+    print(json.dumps(answer))
     return 0
+
+
+def _answer(options: argparse.Namespace) -> dict[str, object]:
+    from .artefact import merge, verify
+
+    if options.command == "merge":
+        return {"max_abs_diff": merge(options.base, options.adapter, options.out)}
+    if options.command == "verify":
+        return {"max_abs_diff": verify(options.artefact, options.base, options.probe)}
+    from .checkpoint_model import Start, export_checkpoint
+    from .spec import read_spec
+
+    start = Start(options.base, options.adapter)
+    spec = read_spec(options.run / "spec.json")
+    export_checkpoint(spec, options.run, options.step, start=start, out=options.out)
+    return {"written": str(options.out)}
+
+
+def _fail(code: str, message: str) -> int:
+    print(f"{code}: {message}", file=sys.stderr)
+    print(json.dumps({"failed": {"code": code, "message": message}}))
+    return 1
+
+
+def _end_with_stdin() -> None:
+    """A server that dies closes our stdin: nobody waits for the result then."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,8 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--artefact", type=Path, required=True)
     verify.add_argument("--base", type=Path, required=True)
     verify.add_argument("--probe", type=Path, required=True)
-    for command in (merge, verify):
+    checkpoint = commands.add_parser("checkpoint", help="write a run's checkpoint as a model or adapter")
+    checkpoint.add_argument("--run", type=Path, required=True)
+    checkpoint.add_argument("--step", type=int, required=True)
+    checkpoint.add_argument("--base", type=Path, required=True)
+    checkpoint.add_argument("--adapter", type=Path)
+    checkpoint.add_argument("--out", type=Path, required=True)
+    for command in (merge, verify, checkpoint):
         command.add_argument("--json", action="store_true", help="the only format; accepted for scripts")
+        command.add_argument("--end-with-stdin", action="store_true", help="give up when stdin is closed")
     commands.add_parser("probe", help="what this machine can do, as JSON")
     commands.add_parser("schema", help="JSON Schema of a spec")
     commands.add_parser("serve", help="answer from a model over stdin and stdout")

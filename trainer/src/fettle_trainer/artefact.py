@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,12 +39,10 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 _VERIFY_SECONDS = 1800
 
 
-def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
-    """Writes <output_dir>/artefact, whole or not at all. Raises OSError, TensorFileError (disk full)."""
-    partial = output_dir / f".{FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+def export(loaded: Loaded, spec: TrainSpec, output_dir: Path, name: str = FOLDER) -> Path:
+    """Writes <output_dir>/<name>, whole or not at all. Raises OSError, TensorFileError (disk full)."""
+    final = output_dir / name
+    with _written_whole(final) as partial:
         if loaded.lora is not None:
             write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
             config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
@@ -50,15 +50,24 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
         _write_json(partial / "fettle.json", _facts(loaded, spec))
+    return final
+
+
+@contextmanager
+def _written_whole(final: Path) -> Generator[Path]:
+    """A folder beside `final`: it takes its place when the block ends well, and is gone when it does not."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         sync(partial)
-        final = output_dir / FOLDER
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync(output_dir)
-    return final
+    sync(final.parent)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -179,11 +188,12 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
 
 def merge(base: Path, adapter: Path, out: Path) -> float:
     """Writes base plus adapter as a whole model folder; returns the largest change of a logit by merging.
-    Raises TrainFailure."""
+    Raises TrainFailure, also when that change is too large; nothing is written then."""
     if out.exists() and any(out.iterdir()):
         raise TrainFailure("conflict", f"{out} exists and is not empty.", "Give a new folder.")
     loaded = load_artefact(adapter, base, torch.float32)
-    ids = torch.randint(0, int(loaded.model.config.get_text_config().vocab_size), (1, 16))
+    size = int(loaded.model.config.get_text_config().vocab_size)
+    ids = torch.randint(0, size, (1, 16), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids}
     if loaded.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :4]
@@ -191,11 +201,15 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
         apart = cast("Tensor", loaded.model(**inputs).logits)
         merge_lora(loaded.model)
         together = cast("Tensor", loaded.model(**inputs).logits)
-    out.mkdir(parents=True, exist_ok=True)
-    save_model(loaded.model, loaded.prompts.raw, out)
+    difference = float((apart - together).abs().max())
+    allowed = _TOLERANCE["float32"] * max(1.0, float(apart.abs().max()))
+    if not difference <= allowed:
+        raise _mismatch(f"merging changes its answers by {difference:.3g}, more than {allowed:.3g}")
     facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
-    _write_json(out / "fettle.json", {**facts, "method": "merged"})
-    return float((apart - together).abs().max())
+    with _written_whole(out) as partial:
+        save_model(loaded.model, loaded.prompts.raw, partial)
+        _write_json(partial / "fettle.json", {**facts, "method": "merged"})
+    return difference
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
