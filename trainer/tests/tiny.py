@@ -284,13 +284,14 @@ def make_encoder(folder: Path, kind: str = "bert") -> Path:
 
 
 def make_wordpiece() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """Written out instead of trained: tokenizers' WordPieceTrainer numbers its pieces differently in each process."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core.train_from_iterator(
-        [*CORPUS, "abcdefghijklmnopqrstuvwxyz0123456789"],
-        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False),
-    )
+    words = sorted({word for line in CORPUS for word in line.split() if word.isalpha()})
+    letters = sorted(set("".join(CORPUS) + "abcdefghijklmnopqrstuvwxyz0123456789") - {" "})
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *words]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
