@@ -284,7 +284,7 @@ def make_encoder(folder: Path, kind: str = "bert") -> Path:
 
 
 def make_wordpiece() -> PreTrainedTokenizerFast:
-    """Written out instead of trained: tokenizers' WordPieceTrainer numbers its pieces differently in each process."""
+    """Written out, not trained: tokenizers' WordPieceTrainer numbers its pieces anew in each process."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = sorted({word for line in CORPUS for word in line.split() if word.isalpha()})
     letters = sorted(set("".join(CORPUS) + "abcdefghijklmnopqrstuvwxyz0123456789") - {" "})

@@ -1,13 +1,14 @@
-import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { configSchema } from "@fettle/contract";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { z } from "zod";
 import { loadConfig, parseConfig } from "../../src/config.js";
 
 function folder(yaml?: string): string {
   const path = mkdtempSync(join(tmpdir(), "fettle-config-"));
+  onTestFinished(() => rmSync(path, { recursive: true }));
   if (yaml !== undefined) writeFileSync(join(path, "fettle.yaml"), yaml);
   return path;
 }

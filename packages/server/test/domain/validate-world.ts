@@ -1,12 +1,14 @@
 /** One run with its files on a real disk; the store keeps just this run, in memory. */
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CanonicalRow } from "@fettle/contract";
+import { onTestFinished } from "vitest";
 import type { BaseModel, DataReport, FileRecord, NewRunEvent, Store } from "../../src/app/ports.js";
 import { validateRun, type ValidateRunDeps } from "../../src/app/validate-run.js";
 import { localBlobs } from "../../src/blobs/local.js";
 import type { Run } from "../../src/domain/job.js";
+import { FakeExporter } from "../fake-exporter.js";
 
 const model = (change: Partial<BaseModel>): BaseModel => ({
   name: "smol",
@@ -123,7 +125,9 @@ export async function world({
   validationRows,
   ...setting
 }: Setting = {}) {
-  const blobs = localBlobs(mkdtempSync(join(tmpdir(), "fettle-validate-")));
+  const folder = mkdtempSync(join(tmpdir(), "fettle-validate-"));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const blobs = localBlobs(folder);
   const files = new Map<string, FileRecord>();
   const addFile = async (id: string, content: CanonicalRow[], change: Partial<FileRecord> = {}): Promise<void> => {
     await blobs.put(`files/${id}/rows.jsonl`, inPieces(content));
@@ -149,6 +153,7 @@ export async function world({
   const deps: ValidateRunDeps = {
     store,
     blobs,
+    exporter: new FakeExporter(),
     catalogue: {
       list: async () => models,
       find: async (name) => models.find((one) => one.name === name) ?? null,

@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { processFile } from "../../src/app/process-file.js";
 import type { Blobs, FileRecord, Store } from "../../src/app/ports.js";
 import { localBlobs } from "../../src/blobs/local.js";
@@ -26,7 +26,9 @@ const record: FileRecord = {
 
 /** One file on a real disk; the store keeps just its record. `failOn`: the disk is full when this blob is written. */
 async function world(content: string | null, options: { failOn?: string; file?: Partial<FileRecord> } = {}) {
-  const disk = localBlobs(mkdtempSync(join(tmpdir(), "fettle-process-")));
+  const folder = mkdtempSync(join(tmpdir(), "fettle-process-"));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const disk = localBlobs(folder);
   if (content !== null) await disk.put("files/file-1/original", inChunks(Buffer.from(content), 4096));
   const blobs: Blobs = {
     ...disk,
