@@ -127,8 +127,27 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
 /** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
 export function outOfRange(name: keyof Hyperparameters, value: unknown): string | null {
   if (hyperparametersSchema.shape[name].safeParse(value).success) return null;
-  return `${name} is ${JSON.stringify(value)}: expected ${bounds[name]}. ${typical[name] ?? "Leave it out to have it chosen."}`;
+  return `${name} is ${JSON.stringify(value)}: expected ${bounds[name]}. ${adviceFor(name)}`;
 }
+
+const adviceFor = (name: keyof Hyperparameters): string => typical[name] ?? "Leave it out to have it chosen.";
+
+/** OpenAI's names for ours. */
+const aliases = new Map<string, keyof Hyperparameters>([
+  ["n_epochs", "num_train_epochs"],
+  ["batch_size", "per_device_train_batch_size"],
+]);
+
+/** What a field of a request's hyperparameters may be, and what is usual; null when none has this name. */
+export function allowedValues(field: string): { expected: string; advice: string } | null {
+  if (field === "learning_rate_multiplier")
+    return { expected: "a number above 0, at most 100", advice: "Typical: 0.5 to 2; it scales the learning rate." };
+  const name = aliases.get(field) ?? field;
+  if (!isHyperparameter(name)) return null;
+  return { expected: bounds[name], advice: adviceFor(name) };
+}
+
+const isHyperparameter = (name: string): name is keyof Hyperparameters => Object.hasOwn(bounds, name);
 
 const bounds: Record<keyof Hyperparameters, string> = {
   num_train_epochs: "a whole number from 1 to 50",

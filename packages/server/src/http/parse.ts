@@ -5,6 +5,7 @@
 import type { ErrorCode, Fault } from "@fettle/contract";
 import type { z } from "zod";
 import { AppError } from "../domain/error.js";
+import { allowedValues } from "../domain/hyperparameters.js";
 import { suggestion } from "../domain/nearest.js";
 
 const maxDepth = 64;
@@ -85,13 +86,28 @@ interface Where {
 type Path = readonly PropertyKey[];
 
 function explain(issue: z.core.$ZodIssue, at: Where): Problem[] {
+  const problems = explainBySchema(issue, at);
+  const field = hyperparameterAt(issue.path);
+  if (field === null) return problems;
+  const auto = schemasAt(at.schema, issue.path).some((schema) => schema.safeParse("auto").success) ? ', or "auto"' : "";
+  const message = `${nameOf(issue.path, at)} is ${shown(valueAt(at.value, issue.path))}: expected ${field.expected}${auto}. ${field.advice}`;
+  return problems.map((problem) => ({ ...problem, message }));
+}
+
+/** A hyperparameter's bounds are told whole, with what is usual. */
+function hyperparameterAt(path: Path): ReturnType<typeof allowedValues> {
+  const [parent, field] = path.slice(-2);
+  return parent === "hyperparameters" && typeof field === "string" ? allowedValues(field) : null;
+}
+
+function nameOf(path: Path, { where }: Where): string {
+  if (path.length === 0) return where === "" ? "The request body" : `The ${where}`;
+  return `\`${dotted(path)}\`${where === "" ? "" : ` of the ${where}`}`;
+}
+
+function explainBySchema(issue: z.core.$ZodIssue, at: Where): Problem[] {
   const path = dotted(issue.path);
-  const name =
-    path === ""
-      ? at.where === ""
-        ? "The request body"
-        : `The ${at.where}`
-      : `\`${path}\`${at.where === "" ? "" : ` of the ${at.where}`}`;
+  const name = nameOf(issue.path, at);
   if (issue.code === "unrecognized_keys") {
     const known = knownKeys(at.schema, issue.path);
     return issue.keys.slice(0, 20).map((key) => {
@@ -128,7 +144,7 @@ function explainUnion(
   const [inner] = telling ?? [];
   if (inner !== undefined) {
     const moved = { ...inner, path: [...issue.path, ...inner.path] } as z.core.$ZodIssue;
-    const [problem] = explain(moved, at);
+    const [problem] = explainBySchema(moved, at);
     if (problem !== undefined) return problem;
   }
   const value = valueAt(at.value, issue.path);
@@ -200,8 +216,8 @@ type Definition = {
   in?: z.ZodType;
 };
 
-/** Every object schema that may stand at `path`; unions and wrappers are looked through. */
-function knownKeys(schema: z.ZodType, path: Path): string[] {
+/** Every schema that may stand at `path`; unions and wrappers are looked through. */
+function schemasAt(schema: z.ZodType, path: Path): z.ZodType[] {
   let layers: z.ZodType[] = [schema];
   for (const part of path) {
     layers = layers.flatMap(unwrapped).flatMap((layer) => {
@@ -210,9 +226,12 @@ function knownKeys(schema: z.ZodType, path: Path): string[] {
       return next === undefined ? [] : [next];
     });
   }
-  return [
-    ...new Set(layers.flatMap(unwrapped).flatMap((layer) => Object.keys((layer._zod.def as Definition).shape ?? {}))),
-  ];
+  return layers.flatMap(unwrapped);
+}
+
+function knownKeys(schema: z.ZodType, path: Path): string[] {
+  const layers = schemasAt(schema, path);
+  return [...new Set(layers.flatMap((layer) => Object.keys((layer._zod.def as Definition).shape ?? {})))];
 }
 
 function unwrapped(schema: z.ZodType): z.ZodType[] {
