@@ -141,6 +141,17 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path) -> None:
     assert of_type(events, "step")[0]["train_loss"] < losses[0] - 0.3
 
 
+def test_going_on_keeps_the_shape_and_takes_the_dropout_of_the_new_run(tmp_path: Path) -> None:
+    spec, folder = trained(tmp_path, "llama", hyperparameters__lora_r=4, hyperparameters__lora_alpha=8)
+    again = {**spec, "output_dir": str(tmp_path / "again")}
+    again["base_model"] = {**spec["base_model"], "adapter_path": str(folder)}
+    again["hyperparameters"] = {**spec["hyperparameters"], "lora_r": 16, "lora_dropout": 0.25}
+    code, events = train(again)
+    assert code == 0, of_type(events, "failed")
+    config = json.loads((tmp_path / "again" / "artefact" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.25)
+
+
 def test_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     spec, folder = trained(tmp_path, "llama")
     tensors = read_tensors(folder / "adapter_model.safetensors")

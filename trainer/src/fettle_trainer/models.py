@@ -1,6 +1,6 @@
 """A model and its tokenizer from a local folder, ready to train: checked first, nothing fetched."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -194,7 +194,8 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
             return settings
         check_adapter_folder(Path(adapter))
         config, tensors = read_adapter(Path(adapter))
-        settings = settings_of(config)
+        # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
+        settings = replace(settings_of(config), dropout=spec.hyperparameters.lora_dropout)
         add_lora(model, settings, spec.seed)
         load_adapter(model, settings, tensors)
         return settings

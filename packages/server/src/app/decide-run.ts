@@ -1,5 +1,6 @@
 /** Everything that is decided about a run before it is queued, from facts already gathered. Pure. */
 import type { RowKind } from "@fettle/contract";
+import type { AdapterShape } from "../domain/adapter-shape.js";
 import { type Chosen, chooseWay, familiesFor } from "../domain/compatibility.js";
 import { memoryBytes, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
@@ -15,6 +16,8 @@ import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes } from "./r
 export interface RunFacts {
   run: Run;
   model: ResolvedModel;
+  /** Null when the model is no LoRA adapter. */
+  adapter: AdapterShape | null;
   facts: RowFacts;
   machine: { memoryBytes: number; cores: number };
   /** The models of this machine: for naming one that would do. */
@@ -104,7 +107,10 @@ function labelsFor({ model, facts, validation }: RunFacts, rows: RowKind): Decid
   return labelSet({ training: facts.labels, validation: validation?.labels ?? null, inherited });
 }
 
-function hyperparametersFor({ run, model, facts, machine }: RunFacts, { task, method }: Chosen): Decided<Resolved> {
+function hyperparametersFor(
+  { run, model, adapter, facts, machine }: RunFacts,
+  { task, method }: Chosen,
+): Decided<Resolved> {
   const { family, numParameters, contextLength } = model.base;
   const given = run.request.hyperparameters;
   return resolveHyperparameters(given, {
@@ -116,10 +122,11 @@ function hyperparametersFor({ run, model, facts, machine }: RunFacts, { task, me
     numRows: facts.numTrainRows,
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
+    adapter,
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,
-        loadOf({ model: model.base, method, task, length, loraR: given.lora_r ?? 16 }),
+        loadOf({ model: model.base, method, task, length, loraR: adapter?.lora_r ?? given.lora_r ?? 16 }),
         machine.memoryBytes,
       ),
   });

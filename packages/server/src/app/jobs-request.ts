@@ -29,6 +29,10 @@ export async function createJob(
       integrations: request.integrations ?? null,
     },
     warnings: [...warnings, ...unknownFields(request), ...unusedIntegrations(request)],
+    pathOf: (name) =>
+      Object.hasOwn(supervised?.hyperparameters ?? {}, name)
+        ? `method.supervised.hyperparameters.${name}`
+        : `hyperparameters.${name}`,
   });
 }
 

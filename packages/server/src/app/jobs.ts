@@ -1,10 +1,12 @@
 /** Runs: starting one and steering it. The OpenAI surface calls them fine-tuning jobs; both surfaces come here. */
 import type { CreateRun } from "@fettle/contract";
 import { type Run, type RunAction, type RunEvent, type RunRequest, transition } from "../domain/job.js";
+import { shapeConflict } from "../domain/adapter-shape.js";
 import { AppError } from "../domain/error.js";
+import { adapterOf } from "./adapter-of.js";
 import type { AppDeps } from "./deps.js";
 import { noSuchFile } from "./files.js";
-import { resolveModel } from "./models.js";
+import { artefactFolder, type ResolvedModel, resolveModel } from "./models.js";
 import type { CheckpointRecord, FileRecord, NewRunEvent, Page, PageRequest } from "./ports.js";
 
 export interface NewRun {
@@ -17,13 +19,18 @@ export interface NewRun {
   request: RunRequest;
   /** Told as warning events of the run: what was accepted but has no effect. */
   warnings: string[];
+  /** Where the request has a hyperparameter, for refusals. */
+  pathOf(name: string): string;
 }
 
-type RunDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "clock" | "ids">;
+type RunDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">;
 
-/** Checks in this order: model, files; ranges were checked at the door. The rest (rows, memory) is checked while `validating_files`. */
+/** Checks in this order: model, an adapter's shape, files; ranges were checked at the door. The rest (rows, memory) is checked while `validating_files`. */
 export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
   const model = await resolveModel(deps, { projectId: input.projectId, name: input.model });
+  // A checkpoint to begin with must outlast the pruning of its own run.
+  if (model.tuned !== null) await artefactFolder(deps, model.name, model.tuned);
+  await keepsShape(deps, input, model);
   await usableFile(deps, { projectId: input.projectId, fileId: input.trainingFile, param: "training_file" });
   if (input.validationFile !== null) {
     await usableFile(deps, { projectId: input.projectId, fileId: input.validationFile, param: "validation_file" });
@@ -94,7 +101,16 @@ export async function createOwnRun(deps: RunDeps, input: { projectId: string; re
       integrations: null,
     },
     warnings: [],
+    pathOf: (name) => `hyperparameters.${name}`,
   });
+}
+
+/** A run that goes on from an adapter cannot ask for another rank, alpha or other layers. */
+async function keepsShape(deps: RunDeps, input: NewRun, model: ResolvedModel): Promise<void> {
+  const adapter = await adapterOf(deps, { projectId: input.projectId, model });
+  const conflict = adapter && shapeConflict(adapter, input.request.hyperparameters);
+  if (conflict !== null)
+    throw new AppError("value_out_of_range", conflict.message, { param: input.pathOf(conflict.name) });
 }
 
 export function withoutUndefined<T extends object>(values: T): { [K in keyof T]: Exclude<T[K], undefined> } {

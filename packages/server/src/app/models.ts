@@ -14,7 +14,17 @@ export interface ResolvedModel {
   /** As asked for. */
   name: string;
   base: BaseModel;
-  tuned: { artefactPath: string; method: Method; task: Task; labels: string[] | null } | null;
+  tuned: Tuned | null;
+}
+
+interface Tuned {
+  runId: string;
+  /** Blob key of its folder. */
+  artefact: string;
+  artefactPath: string;
+  method: Method;
+  task: Task;
+  labels: string[] | null;
 }
 
 type ModelDeps = Pick<AppDeps, "store" | "catalogue" | "blobs">;
@@ -54,8 +64,9 @@ async function resolveTuned(deps: ModelDeps, { projectId, name }: Named): Promis
       { param: "model" },
     );
   }
+  const { id: runId, method, task, labels } = run;
   const artefactPath = deps.blobs.localPath(folder);
-  return { name, base, tuned: { artefactPath, method: run.method, task: run.task, labels: run.labels } };
+  return { name, base, tuned: { runId, artefact: folder, artefactPath, method, task, labels } };
 }
 
 async function tunedFrom(
@@ -65,12 +76,9 @@ async function tunedFrom(
   const { record } = input;
   const base = await deps.catalogue.find(record.baseModel);
   if (base === null) return null;
+  const { runId, method, task, labels } = record;
   const artefactPath = deps.blobs.localPath(input.artefact);
-  return {
-    name: input.name,
-    base,
-    tuned: { artefactPath, method: record.method, task: record.task, labels: record.labels },
-  };
+  return { name: input.name, base, tuned: { runId, artefact: input.artefact, artefactPath, method, task, labels } };
 }
 
 async function noSuchModel(deps: ModelDeps, { projectId, name }: Named): Promise<AppError> {

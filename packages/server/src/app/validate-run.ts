@@ -2,6 +2,7 @@
 import { AppError } from "../domain/error.js";
 import { type Run, type RunAction, transition } from "../domain/job.js";
 import { decideRun, type Decision } from "./decide-run.js";
+import { adapterOf } from "./adapter-of.js";
 import type { AppDeps } from "./deps.js";
 import { surveyRows } from "./held-out.js";
 import { resolveModel } from "./models.js";
@@ -64,6 +65,7 @@ async function decide(
     return decideRun({
       run,
       model,
+      adapter: await adapterOf(deps, { projectId: run.projectId, model }),
       facts,
       machine: deps.machine,
       known: await deps.catalogue.list(),

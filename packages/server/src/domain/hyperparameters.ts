@@ -1,5 +1,6 @@
 /** Values for whatever the user left open, each with its reason. Pure. */
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
+import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
@@ -14,6 +15,8 @@ export interface Situation {
   /** Tokens of the longest row, approximately. */
   longestRow: number;
   hasValidation: boolean;
+  /** The adapter that is gone on from: its shape is kept. */
+  adapter: AdapterShape | null;
   /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
   rowsThatFit: (maxLength: number) => number;
 }
@@ -83,6 +86,9 @@ const rules: Record<keyof Hyperparameters, Rule> = {
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
 export function resolveHyperparameters(given: RunRequest["hyperparameters"], situation: Situation): Decided<Resolved> {
   const { learning_rate_multiplier: multiplier, ...own } = given;
+  const { adapter } = situation;
+  const conflict = adapter && shapeConflict(adapter, given);
+  if (conflict !== null) return refused("value_out_of_range", `hyperparameters.${conflict.name}`, conflict.message);
   const values: Record<string, unknown> = {};
   const choices: Choice[] = [];
   for (const [name, rule] of Object.entries(rules) as [keyof Hyperparameters, Rule][]) {
@@ -92,7 +98,10 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       if (outside !== null) return refused("value_out_of_range", `hyperparameters.${name}`, outside);
       values[name] = asked;
     } else {
-      const { value, reason } = rule(situation, values as Partial<Hyperparameters>);
+      const { value, reason } =
+        adapter !== null && isShapeName(name)
+          ? { value: adapter[name], reason: shapeReason(adapter) }
+          : rule(situation, values as Partial<Hyperparameters>);
       values[name] = value;
       choices.push({ name, value, reason });
     }

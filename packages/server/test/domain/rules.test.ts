@@ -134,6 +134,7 @@ describe("resolveHyperparameters", () => {
     numRows: 600,
     longestRow: 200,
     hasValidation: true,
+    adapter: null,
     rowsThatFit: () => 64,
   };
 
@@ -226,7 +227,7 @@ describe("resolveHyperparameters", () => {
           fit: fc.integer({ min: 0, max: 1e6 }),
         }),
         ({ fit, ...rest }) => {
-          const resolved = resolveHyperparameters({}, { ...rest, rowsThatFit: () => fit });
+          const resolved = resolveHyperparameters({}, { ...rest, adapter: null, rowsThatFit: () => fit });
           expect(resolved.ok && hyperparametersSchema.safeParse(resolved.value.values).success).toBe(true);
         },
       ),

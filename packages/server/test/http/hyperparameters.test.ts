@@ -1,5 +1,8 @@
 /** What a user is told, word for word, when a hyperparameter cannot be: over OpenAI's route and over ours. */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { freshId, storedRun } from "../store/samples.js";
 import { createWorld, type World } from "./world.js";
 
 let world: World;
@@ -96,5 +99,54 @@ test("OpenAI's own names are told with their bounds", async () => {
     code: out,
     param: "hyperparameters.batch_size",
     message: '`hyperparameters.batch_size` is 257: expected a whole number from 1 to 256, or "auto". Typical: 4 to 32.',
+  });
+});
+
+describe("another rank than the adapter's", () => {
+  let name: string;
+  beforeAll(async () => {
+    const { deps } = world;
+    const run = await storedRun(deps.store, { projectId: "default" });
+    name = `ft:smollm2-135m-instruct:default::${run.id.slice(-8)}`;
+    const artefact = `runs/${run.id}/artefact`;
+    mkdirSync(deps.blobs.localPath(artefact), { recursive: true });
+    const config = { peft_type: "LORA", r: 4, lora_alpha: 8, target_modules: ["q_proj"] };
+    writeFileSync(join(deps.blobs.localPath(artefact), "adapter_config.json"), JSON.stringify(config));
+    const lease = await deps.store.runs.acquire(run.id, freshId("owner-"), { ttlMs: 60_000 });
+    if (lease === null) throw new Error("no lease");
+    await deps.store.runs.ingest(lease, {
+      events: [],
+      offset: 1,
+      checkpoints: [],
+      model: {
+        name,
+        projectId: "default",
+        runId: run.id,
+        baseModel: "smollm2-135m-instruct",
+        task: "chat",
+        method: "lora",
+        artefact,
+        artefactSha256: "0".repeat(64),
+        labels: null,
+        createdAt: 0,
+      },
+    });
+  });
+  const message = (): string =>
+    `lora_r is 16, but ${name} was made with 4: a run that goes on keeps its adapter's shape. Leave lora_r out, or begin from the base model.`;
+
+  test("is refused when the run is sent, at the place where it was given", async () => {
+    const wanted = { lora_r: 16 };
+    const own = await send("/api/runs", { model: name, hyperparameters: wanted });
+    expect(own).toMatchObject({ status: 400, code: out, param: "hyperparameters.lora_r", message: message() });
+    const job = await send("/v1/fine_tuning/jobs", { model: name, ...supervised(wanted) });
+    expect(job).toMatchObject({ code: out, param: "method.supervised.hyperparameters.lora_r", message: message() });
+    const old = await send("/v1/fine_tuning/jobs", { model: name, hyperparameters: wanted });
+    expect(old).toMatchObject({ code: out, param: "hyperparameters.lora_r", message: message() });
+  });
+
+  test("the adapter's own rank, auto, or none is taken", async () => {
+    for (const body of [{}, supervised({ lora_r: "auto" }), supervised({ lora_r: 4 })])
+      expect(await send("/v1/fine_tuning/jobs", { model: name, ...body })).toMatchObject({ status: 200 });
   });
 });
