@@ -5,10 +5,11 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Hyperparameters } from "@fettle/contract";
 import { type Dispatcher, type DispatcherOptions, startDispatcher } from "../../packages/server/src/app/dispatcher.js";
-import type { BaseModel, Catalogue, Clock, Ids, Log, Store } from "../../packages/server/src/app/ports.js";
+import type { BaseModel, Catalogue, Clock, Exporter, Ids, Log, Store } from "../../packages/server/src/app/ports.js";
 import type { WatchDeps } from "../../packages/server/src/app/watch.js";
 import { localBlobs } from "../../packages/server/src/blobs/local.js";
 import type { Run } from "../../packages/server/src/domain/job.js";
+import { localExporter } from "../../packages/server/src/runner/exporter.js";
 import { localRunner } from "../../packages/server/src/runner/local.js";
 import { ownerIsDead, thisOwner } from "../../packages/server/src/runner/process-identity.js";
 
@@ -69,6 +70,7 @@ export const tinyModel: BaseModel = {
 
 export interface Parts extends WatchDeps {
   home: string;
+  exporter: Exporter;
 }
 
 export function buildParts(
@@ -84,7 +86,14 @@ export function buildParts(
     environment: process.env,
     extraEnvironment: { FETTLE_SCRIPT: JSON.stringify(trainer.script ?? {}), ...trainer.environment },
   });
-  return { home, store, runner, blobs: localBlobs(join(home, "blobs")), clock, ids, log: quietLog };
+  const exporter = localExporter({
+    command: trainer.command ?? scriptedTrainer,
+    environment: process.env,
+    extraEnvironment: trainer.environment ?? {},
+    numThreads: 1,
+    log: quietLog,
+  });
+  return { home, store, runner, exporter, blobs: localBlobs(join(home, "blobs")), clock, ids, log: quietLog };
 }
 
 /** Times shortened so that a test takes seconds; the proportions stay. */

@@ -125,6 +125,14 @@ export const modelListSchema = z
   .strictObject({ object: z.literal("list"), data: z.array(modelObjectSchema) })
   .meta({ id: "FettleModelList" });
 
+export const exportQuerySchema = z.strictObject({
+  merged: z.enum(["true", "false"]).default("false").describe("fold an adapter into its base model"),
+});
+/** Header of an export: whether what comes was merged. */
+export const exportMergedHeader = "x-fettle-merged";
+/** The last file of an export that failed after its beginning; holds an error body. */
+export const exportErrorName = "fettle-error.json";
+
 export const classifyRequestSchema = z
   .strictObject({
     model: modelNameSchema,

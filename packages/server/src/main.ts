@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { AppDeps } from "./app/deps.js";
 import { type Dispatcher, startDispatcher } from "./app/dispatcher.js";
+import { forgetExports } from "./app/export-model.js";
 import type { Inference, Log } from "./app/ports.js";
 import { processFile } from "./app/process-file.js";
 import { validateRun } from "./app/validate-run.js";
@@ -22,6 +23,7 @@ import { createApp } from "./http/app.js";
 import { listen } from "./http/listen.js";
 import { InferencePool } from "./inference/pool.js";
 import { dataReader } from "./ingest/read-data.js";
+import { localExporter } from "./runner/exporter.js";
 import { localRunner } from "./runner/local.js";
 import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
 import { ensureAdminKey } from "./startup/admin-key.js";
@@ -76,6 +78,8 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(() => database.close());
     const deps = compose({ config, options, log, python, store: database.store, databaseUrl: database.url });
     undo.push(() => deps.inference.close());
+    undo.push(() => deps.exporter.close());
+    await forgetExports(deps);
     undo.push(() => deps.background.close());
     const dispatcher = dispatch({ config, options, python, deps, owner });
     undo.push(() => dispatcher.close());
@@ -137,7 +141,14 @@ function compose({
     onProgress: (progress) => log.info(progress, "making a base model ready"),
   });
   const inference = options.inference ?? modelProcesses({ config, options, python, log });
-  return { store, blobs, inference, catalogue, background, clock: systemClock, ids: systemIds, log };
+  const exporter = localExporter({
+    command: [python, "-m", "fettle_trainer"],
+    environment: options.env,
+    extraEnvironment: { PYTHONPATH: trainerSource },
+    numThreads: sharesOf(config).cores,
+    log,
+  });
+  return { store, blobs, inference, catalogue, exporter, background, clock: systemClock, ids: systemIds, log };
 }
 
 /** Answers that grow at the same time in one process; memory for their keys and values is bounded beside it. */

@@ -39,9 +39,13 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 _VERIFY_SECONDS = 1800
 
 
-def export(loaded: Loaded, spec: TrainSpec, output_dir: Path, name: str = FOLDER) -> Path:
-    """Writes <output_dir>/<name>, whole or not at all. Raises OSError, TensorFileError (disk full)."""
-    final = output_dir / name
+def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
+    """Writes <output_dir>/artefact, whole or not at all. Raises OSError, TensorFileError (disk full)."""
+    return write_model(loaded, spec, output_dir / FOLDER)
+
+
+def write_model(loaded: Loaded, spec: TrainSpec, final: Path) -> Path:
+    """Writes the folder `final`, whole or not at all. Raises OSError, TensorFileError (disk full)."""
     with _written_whole(final) as partial:
         if loaded.lora is not None:
             write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))

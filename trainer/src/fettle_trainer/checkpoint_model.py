@@ -48,7 +48,7 @@ def export_checkpoint(spec: TrainSpec, run: Path, step: int, *, start: Start, ou
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(checkpoint.weights[name])
-        artefact.export(loaded, of_here, out.parent, out.name)
+        artefact.write_model(loaded, of_here, out)
 
 
 def _load(run: Path, step: int) -> Checkpoint:

@@ -13,7 +13,7 @@ import type { GenerateChunk, GenerateRequest, InferenceTarget } from "./ports.js
 export interface OpenedChat {
   parts: AsyncIterable<ChoicePart>;
 }
-type ChatDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">;
+type ChatDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "inference">;
 
 export async function openChat(
   deps: ChatDeps,

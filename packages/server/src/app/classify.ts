@@ -11,7 +11,7 @@ export interface Classified {
 }
 
 export async function classify(
-  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">,
+  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "inference">,
   input: { projectId: string; request: ClassifyRequest; signal: AbortSignal },
 ): Promise<Classified> {
   const { request } = input;

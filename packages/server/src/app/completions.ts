@@ -13,7 +13,7 @@ const defaultMaxTokens = 16;
 const maxChoices = 128;
 
 export async function openCompletion(
-  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">,
+  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "inference">,
   input: { projectId: string; request: CreateCompletion; signal: AbortSignal },
 ): Promise<OpenedChat> {
   const { request, signal } = input;

@@ -1,11 +1,12 @@
 /** What the use cases are handed. Each takes only the part it needs; main.ts and tests build the whole. */
-import type { Background, Blobs, Catalogue, Clock, Ids, Inference, Log, Store } from "./ports.js";
+import type { Background, Blobs, Catalogue, Clock, Exporter, Ids, Inference, Log, Store } from "./ports.js";
 
 export interface AppDeps {
   store: Store;
   blobs: Blobs;
   inference: Inference;
   catalogue: Catalogue;
+  exporter: Exporter;
   background: Background;
   clock: Clock;
   ids: Ids;

@@ -5,13 +5,14 @@
 import { AppError } from "../domain/error.js";
 import { type Run, type RunAction, transition } from "../domain/job.js";
 import { type Capacity, fairOrder, reasonToWait, waitingText } from "./dispatcher-queue.js";
-import type { Catalogue, Lease } from "./ports.js";
+import type { Catalogue, Exporter, Lease } from "./ports.js";
 import { buildTrainSpec, type SpecOptions } from "./train-spec.js";
 import { defaultTimes, type WatchDeps, type WatchTimes, watchRun } from "./watch.js";
 import { runEvent } from "./watch-events.js";
 
 export interface DispatcherDeps extends WatchDeps {
   catalogue: Catalogue;
+  exporter: Exporter;
   /**
    * Checks a run that is `validating_files` and moves it to `queued` or `failed`; leaves it while its files are
    * still being read. Called again until the run has moved.

@@ -11,7 +11,7 @@ export interface Embedded {
 
 /** `dimensions` may only be the model's own: cutting a vector short is right only for models trained for it. */
 export async function embed(
-  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "inference">,
+  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "inference">,
   input: { projectId: string; request: CreateEmbedding; signal: AbortSignal },
 ): Promise<Embedded> {
   const { request } = input;

@@ -7,7 +7,7 @@ import { createRun, withoutUndefined } from "./jobs.js";
 
 /** Creates the run an OpenAI client asked for. `dpo` and `reinforcement` are refused before anything is looked up. */
 export async function createJob(
-  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "clock" | "ids">,
+  deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">,
   input: { projectId: string; request: CreateJob },
 ): Promise<Run> {
   const { request } = input;

@@ -6,7 +6,9 @@
  */
 import type { Method, Task } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
+import type { Run } from "../domain/job.js";
 import { nearestName } from "../domain/nearest.js";
+import { checkpointModelKey, isStillThere, isWrittenAsModel } from "./checkpoint-files.js";
 import type { AppDeps } from "./deps.js";
 import type { BaseModel, InferenceTarget, ModelRecord } from "./ports.js";
 
@@ -19,15 +21,16 @@ export interface ResolvedModel {
 
 interface Tuned {
   runId: string;
-  /** Blob key of its folder. */
+  /** Blob key of its folder; of a checkpoint it may not be written yet: see `artefactFolder`. */
   artefact: string;
-  artefactPath: string;
+  checkpoint: { run: Run; step: number } | null;
   method: Method;
   task: Task;
   labels: string[] | null;
 }
 
 type ModelDeps = Pick<AppDeps, "store" | "catalogue" | "blobs">;
+export type ReadyModelDeps = ModelDeps & Pick<AppDeps, "exporter">;
 interface Named {
   projectId: string;
   name: string;
@@ -47,38 +50,98 @@ async function resolveBase(deps: ModelDeps, name: string): Promise<ResolvedModel
 
 async function resolveTuned(deps: ModelDeps, { projectId, name }: Named): Promise<ResolvedModel | null> {
   const record = await deps.store.models.get(projectId, name);
-  if (record !== null) return tunedFrom(deps, { name, record, artefact: record.artefact });
+  if (record !== null) return tunedFrom(deps, { name, record });
   const checkpoint = await deps.store.models.checkpoint(projectId, name);
   if (checkpoint === null) return null;
   const run = await deps.store.runs.get(projectId, checkpoint.runId);
   if (run === null || run.task === null || run.method === null) return null;
   const base = await deps.catalogue.find(run.baseModel);
   if (base === null) return null;
-  const folder = `runs/${run.id}/${checkpoint.path}`;
-  // A checkpoint holds what a resume needs; only one that was exported as well can answer or be tuned further.
-  if ((await deps.blobs.size(`${folder}/fettle.json`)) === null) {
-    const instead = run.fineTunedModel === null ? "Let the run finish" : `Use "${run.fineTunedModel}"`;
-    throw new AppError(
-      "model_unavailable",
-      `The checkpoint "${name}" is kept for resuming its run and was not exported as a model. ${instead}.`,
-      { param: "model" },
-    );
-  }
-  const { id: runId, method, task, labels } = run;
-  const artefactPath = deps.blobs.localPath(folder);
-  return { name, base, tuned: { runId, artefact: folder, artefactPath, method, task, labels } };
+  const { step } = checkpoint;
+  if (!(await isStillThere(deps.blobs, { runId: run.id, step }))) throw gone(name, run);
+  const artefact = checkpointModelKey({ runId: run.id, step });
+  const { method, task, labels } = run;
+  return { name, base, tuned: { runId: run.id, artefact, checkpoint: { run, step }, method, task, labels } };
+}
+
+function gone(name: string, run: Run): AppError {
+  const instead =
+    run.fineTunedModel === null
+      ? "List the run's checkpoints to see those that are left"
+      : `Use "${run.fineTunedModel}"`;
+  return new AppError(
+    "model_unavailable",
+    `The checkpoint "${name}" is no longer on this disk: a run keeps its newest checkpoints, its best, and those that were asked for. ${instead}.`,
+    { param: "model" },
+  );
 }
 
 async function tunedFrom(
   deps: ModelDeps,
-  input: { name: string; record: ModelRecord; artefact: string },
+  { name, record }: { name: string; record: ModelRecord },
 ): Promise<ResolvedModel | null> {
-  const { record } = input;
   const base = await deps.catalogue.find(record.baseModel);
   if (base === null) return null;
-  const { runId, method, task, labels } = record;
-  const artefactPath = deps.blobs.localPath(input.artefact);
-  return { name: input.name, base, tuned: { runId, artefact: input.artefact, artefactPath, method, task, labels } };
+  const { runId, artefact, method, task, labels } = record;
+  return { name, base, tuned: { runId, artefact, checkpoint: null, method, task, labels } };
+}
+
+/**
+ * The tuned model's folder on this disk. A checkpoint is written as a model when it is first asked for, and stays from
+ * then on: a run that began with it can be resumed, whatever its own run prunes.
+ */
+export async function artefactFolder(deps: ReadyModelDeps, name: string, tuned: Tuned): Promise<string> {
+  const folder = deps.blobs.localPath(tuned.artefact);
+  if (tuned.checkpoint === null) return folder;
+  const { run, step } = tuned.checkpoint;
+  if (await isWrittenAsModel(deps.blobs, { runId: run.id, step })) return folder;
+  const start = await startOfCheckpoint(deps, name, run);
+  const runFolder = deps.blobs.localPath(`runs/${run.id}`);
+  await deps.exporter.checkpoint({ runFolder, step, ...start, out: folder });
+  // Pruned and struck off the list meanwhile: nobody could name the folder again.
+  if ((await deps.store.models.checkpoint(run.projectId, name)) === null) {
+    await deps.blobs.delete(tuned.artefact);
+    throw gone(name, run);
+  }
+  return folder;
+}
+
+async function startOfCheckpoint(deps: ReadyModelDeps, name: string, run: Run): Promise<StartingPoint> {
+  try {
+    return await startOf(deps, run);
+  } catch (cause) {
+    if (!(cause instanceof AppError) || cause.code !== "model_not_found") throw cause;
+    throw new AppError(
+      "model_unavailable",
+      `The checkpoint "${name}" needs the model its run began with, and that is gone: ${cause.message}`,
+      { param: "model", cause },
+    );
+  }
+}
+
+export interface StartingPoint {
+  basePath: string;
+  /** The adapter a run goes on from. */
+  adapterPath: string | null;
+}
+
+/** What a run trains on, on this disk. A tuned adapter is gone on from; a full tune is a base of its own. */
+export async function startOf(deps: ReadyModelDeps, run: Run): Promise<StartingPoint> {
+  const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
+  const folder = model.tuned === null ? null : await artefactFolder(deps, model.name, model.tuned);
+  if (folder !== null && model.tuned?.method !== "lora") return { basePath: folder, adapterPath: null };
+  return { basePath: await basePathOf(deps, model.base), adapterPath: folder };
+}
+
+/** A base that is not on this disk yet is fetched first. */
+async function basePathOf(deps: Pick<AppDeps, "catalogue">, base: BaseModel): Promise<string> {
+  const path = base.path ?? (await deps.catalogue.prepare(base.name)).path;
+  if (path !== null) return path;
+  throw new AppError(
+    "model_not_found",
+    `The model "${base.name}" could not be put on this disk. Run \`fettle models\` to see why.`,
+    { param: "model" },
+  );
 }
 
 async function noSuchModel(deps: ModelDeps, { projectId, name }: Named): Promise<AppError> {
@@ -95,28 +158,19 @@ async function noSuchModel(deps: ModelDeps, { projectId, name }: Named): Promise
   );
 }
 
-/** Where to answer from. A base that is not on this disk yet is fetched first. */
-export async function targetOf(deps: ModelDeps, model: ResolvedModel): Promise<InferenceTarget> {
-  const base = model.base.path === null ? await deps.catalogue.prepare(model.base.name) : model.base;
-  const basePath = base.path;
-  if (basePath === null)
-    throw new AppError(
-      "model_not_found",
-      `The model "${base.name}" could not be put on this disk. Run \`fettle models\` to see why.`,
-      { param: "model" },
-    );
-  if (model.tuned === null) {
+/** Where to answer from. What is not on this disk yet is fetched or written first. */
+export async function targetOf(deps: ReadyModelDeps, model: ResolvedModel): Promise<InferenceTarget> {
+  const { base, tuned } = model;
+  if (tuned === null) {
     const task = base.family === "decoder" ? "chat" : base.family === "seq2seq" ? "seq2seq" : "embed";
-    return { basePath, adapterPath: null, family: base.family, task };
+    return { basePath: await basePathOf(deps, base), adapterPath: null, family: base.family, task };
   }
-  const { artefactPath, method, task } = model.tuned;
-  const adapted = method === "lora";
-  return {
-    basePath: adapted ? basePath : artefactPath,
-    adapterPath: adapted ? artefactPath : null,
-    family: base.family,
-    task,
-  };
+  const folder = await artefactFolder(deps, model.name, tuned);
+  const place =
+    tuned.method === "lora"
+      ? { basePath: await basePathOf(deps, base), adapterPath: folder }
+      : { basePath: folder, adapterPath: null };
+  return { ...place, family: base.family, task: tuned.task };
 }
 
 export interface ListedModels {
@@ -151,8 +205,10 @@ export async function getModel(deps: ModelDeps, { projectId, name }: Named): Pro
 export async function deleteModel(deps: ModelDeps, { projectId, name }: Named): Promise<void> {
   const record = await deps.store.models.get(projectId, name);
   if (record === null) {
-    if ((await deps.catalogue.find(name)) !== null) {
-      throw new AppError("permission_denied", `"${name}" is a base model: only tuned models can be deleted.`, {
+    const isCheckpoint = (await deps.store.models.checkpoint(projectId, name)) !== null;
+    if (isCheckpoint || (await deps.catalogue.find(name)) !== null) {
+      const what = isCheckpoint ? "a checkpoint" : "a base model";
+      throw new AppError("permission_denied", `"${name}" is ${what}: only tuned models can be deleted.`, {
         param: "model",
       });
     }

@@ -310,6 +310,8 @@ export interface Blobs {
   get(key: string, range?: { start: number; end?: number }): Promise<AsyncIterable<Uint8Array> | null>;
   size(key: string): Promise<number | null>;
   delete(prefix: string): Promise<void>;
+  /** All blobs below `folder`, by name relative to it, sorted; none when there is no such folder. */
+  list(folder: string): Promise<{ name: string; bytes: number }[]>;
   /** Where the blob (or folder) is on this machine's disk; trainers and model processes read from there. */
   localPath(key: string): string;
 }
@@ -425,6 +427,26 @@ export interface Catalogue {
   find(name: string): Promise<BaseModel | null>;
   /** Puts the model on this disk (downloads or converts it). */
   prepare(name: string): Promise<BaseModel>;
+}
+
+/**
+ * Model folders made of what runs left; each is there whole or not at all. One is written at a time, since that takes
+ * the memory of a whole model. Errors are AppErrors.
+ */
+export interface Exporter {
+  /** Writes a run's checkpoint as a model into `out`, unless it is there. Callers for the same `out` share one writing. */
+  checkpoint(input: {
+    runFolder: string;
+    step: number;
+    basePath: string;
+    /** The adapter the run began with. */
+    adapterPath: string | null;
+    out: string;
+  }): Promise<void>;
+  /** Folds an adapter into its base: `out` becomes a model of its own. Aborting ends the writing. */
+  merge(input: { basePath: string; adapterPath: string; out: string }, signal: AbortSignal): Promise<void>;
+  /** Ends what is being written. */
+  close(): Promise<void>;
 }
 
 /** Durable background work (DBOS): each job runs at least once, its effect is idempotent. */

@@ -3,8 +3,8 @@ import type { TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { Run } from "../domain/job.js";
 import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
-import { resolveModel } from "./models.js";
-import type { Blobs, Catalogue, Store } from "./ports.js";
+import { type ReadyModelDeps, startOf } from "./models.js";
+import type { Blobs, Store } from "./ports.js";
 import { rowsKey } from "./process-file.js";
 
 export interface SpecOptions {
@@ -13,11 +13,7 @@ export interface SpecOptions {
 }
 
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
-export async function buildTrainSpec(
-  deps: { store: Store; blobs: Blobs; catalogue: Catalogue },
-  run: Run,
-  options: SpecOptions,
-): Promise<TrainSpec> {
+export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: SpecOptions): Promise<TrainSpec> {
   const { task, method, hyperparameters } = run;
   if (task === null || method === null || hyperparameters === null) {
     throw new AppError(
@@ -25,13 +21,14 @@ export async function buildTrainSpec(
       `Run ${run.id} was queued before its task, method and hyperparameters were resolved.`,
     );
   }
+  const start = await startOf(deps, run);
   return {
     version: 1,
     run_id: run.id,
     attempt: run.attempt,
     task,
     method,
-    base_model: await baseModel(deps, run),
+    base_model: { name: run.baseModel, family: run.family, path: start.basePath, adapter_path: start.adapterPath },
     data: await data(deps, run),
     output_dir: deps.blobs.localPath(`runs/${run.id}`),
     hyperparameters,
@@ -46,25 +43,6 @@ export async function buildTrainSpec(
       heartbeat_seconds: 3,
     },
   };
-}
-
-/** A tuned adapter is gone on from; a full tune is a base of its own. */
-async function baseModel(
-  deps: { store: Store; blobs: Blobs; catalogue: Catalogue },
-  run: Run,
-): Promise<TrainSpec["base_model"]> {
-  const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
-  const base = { name: run.baseModel, family: run.family };
-  if (model.tuned !== null && model.tuned.method !== "lora")
-    return { ...base, path: model.tuned.artefactPath, adapter_path: null };
-  const path = model.base.path ?? (await deps.catalogue.prepare(model.base.name)).path;
-  if (path === null)
-    throw new AppError(
-      "model_not_found",
-      `The model "${run.baseModel}" could not be put on this disk. \`fettle models\` shows why.`,
-      { param: "model" },
-    );
-  return { ...base, path, adapter_path: model.tuned?.artefactPath ?? null };
 }
 
 /** The split made while the run was validated, when there is one; else the files as they are. */

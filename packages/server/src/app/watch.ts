@@ -6,6 +6,7 @@
 import type { TrainerEvent } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import { type Run, type RunAction, transition } from "../domain/job.js";
+import { isStillThere } from "./checkpoint-files.js";
 import {
   type Blobs,
   type Clock,
@@ -181,10 +182,8 @@ class RunWatch {
   /** Steps of checkpoints that the trainer has pruned from the disk: they can no longer be asked for. */
   private async goneCheckpoints(): Promise<number[]> {
     const steps = [...this.facts.checkpointSteps];
-    const sizes = await Promise.all(
-      steps.map((step) => this.deps.blobs.size(`runs/${this.runId}/checkpoints/${step}/manifest.json`)),
-    );
-    return steps.filter((_, index) => sizes[index] === null);
+    const there = await Promise.all(steps.map((step) => isStillThere(this.deps.blobs, { runId: this.runId, step })));
+    return steps.filter((_, index) => !there[index]);
   }
 
   /** Silence is summed up look by look, so that neither a clock that jumps nor a machine that slept looks like a stall. */

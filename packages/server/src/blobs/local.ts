@@ -1,8 +1,8 @@
 /** Blobs on the local disk, below one folder. A blob is there whole or not at all. */
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
+import { dirname, join, relative, sep } from "node:path";
 import type { Blobs } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
 
@@ -35,6 +35,7 @@ export function localBlobs(folder: string): Blobs {
     async delete(prefix) {
       await rm(localPath(prefix), { recursive: true, force: true });
     },
+    list: (folder) => listFolder(localPath(folder)),
   };
 }
 
@@ -47,6 +48,22 @@ async function sizeOf(path: string): Promise<number | null> {
     if (["ENOENT", "ENOTDIR"].includes(codeOf(error))) return null;
     throw error;
   }
+}
+
+/** Files alone: a link is none of ours. */
+async function listFolder(path: string): Promise<{ name: string; bytes: number }[]> {
+  const entries = await readdir(path, { recursive: true, withFileTypes: true }).catch((error: unknown) => {
+    if (codeOf(error) === "ENOENT") return [];
+    throw error;
+  });
+  const files = entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  const listed = await Promise.all(
+    files.map(async (file) => ({
+      name: relative(path, file).split(sep).join("/"),
+      bytes: (await stat(file)).size,
+    })),
+  );
+  return listed.sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
 async function putBlob(

@@ -10,6 +10,7 @@ import type { Writable } from "node:stream";
 import type { TrainSpec } from "@fettle/contract";
 import type { Runner, RunnerState } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
+import { trainerEnvironment } from "./environment.js";
 import { identifyProcess, isAlive, type ProcessIdentity } from "./process-identity.js";
 import {
   makeFolder,
@@ -26,29 +27,13 @@ export interface LocalRunnerOptions {
   runsFolder: string;
   /** Program and first arguments, such as `[python, "-m", "fettle_trainer"]`; `train` and the spec's path follow. */
   command: readonly string[];
-  /** The server's environment: only `passedOn` of it reaches a trainer. */
+  /** The server's environment; little of it reaches a trainer. */
   environment: Readonly<Record<string, string | undefined>>;
   /** Set for every trainer, such as PYTHONPATH. */
   extraEnvironment?: Readonly<Record<string, string>>;
   /** 0 to 19: how far trainers stand back for the server. */
   niceness?: number;
 }
-
-/** Everything else stays out: API keys, hub tokens, database addresses. */
-const passedOn = [
-  "PATH",
-  "HOME",
-  "LANG",
-  "LC_ALL",
-  "LC_CTYPE",
-  "TMPDIR",
-  "TZ",
-  "LD_LIBRARY_PATH",
-  "DYLD_LIBRARY_PATH",
-  "CUDA_VISIBLE_DEVICES",
-  "CUDA_HOME",
-  "NVIDIA_VISIBLE_DEVICES",
-];
 
 /**
  * Waits for one line on descriptor 3, then becomes the trainer. The line comes when pid.json is on disk: a server
@@ -103,7 +88,10 @@ class LocalRunner implements Runner {
     const child = spawn("/bin/sh", ["-c", gateScript, "fettle-gate", ...this.options.command, "train", folder.spec], {
       cwd: folder.path,
       detached: true,
-      env: this.environmentFor(spec),
+      env: {
+        ...trainerEnvironment(this.options.environment, spec.runtime.num_threads),
+        ...this.options.extraEnvironment,
+      },
       stdio: ["ignore", stderr, stderr, "pipe"],
     });
     closeSync(stderr);
@@ -119,26 +107,6 @@ class LocalRunner implements Runner {
     // A child killed before it read its line breaks the pipe; its end is seen as an exit.
     gate.on("error", () => undefined);
     return { pid, gate };
-  }
-
-  private environmentFor(spec: TrainSpec): Record<string, string> {
-    const environment: Record<string, string> = {};
-    for (const name of passedOn) {
-      const value = this.options.environment[name];
-      if (value !== undefined) environment[name] = value;
-    }
-    const threads = String(spec.runtime.num_threads);
-    return {
-      ...environment,
-      HF_HUB_OFFLINE: "1",
-      TRANSFORMERS_OFFLINE: "1",
-      HF_HUB_DISABLE_TELEMETRY: "1",
-      TOKENIZERS_PARALLELISM: "false",
-      PYTHONUNBUFFERED: "1",
-      OMP_NUM_THREADS: threads,
-      MKL_NUM_THREADS: threads,
-      ...this.options.extraEnvironment,
-    };
   }
 
   async state(runId: string): Promise<RunnerState> {

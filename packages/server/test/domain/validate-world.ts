@@ -150,7 +150,7 @@ export async function world({
       },
     },
   } as unknown as Store;
-  const deps: ValidateRunDeps = {
+  const deps = {
     store,
     blobs,
     exporter: new FakeExporter(),
@@ -162,7 +162,7 @@ export async function world({
     clock: { now: () => 1000, every: () => () => undefined, sleep: async () => undefined },
     ids: { make: (prefix) => `${prefix}${events.length}`, bytes: (n) => new Uint8Array(n) },
     machine: { memoryBytes: setting.memoryBytes ?? 16e9, cores: 2 },
-  };
+  } satisfies ValidateRunDeps & { exporter: FakeExporter };
   const text = async (key: string): Promise<string> => {
     const parts: Uint8Array[] = [];
     for await (const part of (await blobs.get(key)) ?? []) parts.push(part);

@@ -285,7 +285,6 @@ test("checkpoints carry the model name to ask for, and no metric that was not me
   );
 });
 
-
 async function leased(runId: string) {
   const lease = await world.deps.store.runs.acquire(runId, "test", { ttlMs: 60_000 });
   if (lease === null) throw new Error("the lease is taken");

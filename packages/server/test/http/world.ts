@@ -25,6 +25,7 @@ import type { Router } from "../../src/http/endpoint.js";
 import { connectStore } from "../../src/store/open.js";
 import { systemClock, systemIds } from "../../src/system.js";
 import { createTestDatabase } from "../database.js";
+import { FakeExporter } from "../fake-exporter.js";
 
 export const baseModels: BaseModel[] = [
   {
@@ -86,6 +87,7 @@ export interface World {
   router: Router;
   deps: HttpDeps;
   inference: FakeInference;
+  exporter: FakeExporter;
   logged: object[];
   /** Milliseconds; added to the real clock. */
   advance(ms: number): void;
@@ -122,11 +124,13 @@ export async function createWorld(): Promise<World> {
   const log: Log = { info: note, warn: note, error: note };
   const clock: Clock = { ...systemClock, now: () => Date.now() + offset };
   const inference = new FakeInference();
+  const exporter = new FakeExporter();
   const deps: HttpDeps = {
     store,
     blobs: localBlobs(join(home, "blobs")),
     inference,
     catalogue,
+    exporter,
     background: background(store),
     clock,
     ids: systemIds,
@@ -143,6 +147,7 @@ export async function createWorld(): Promise<World> {
     router,
     deps,
     inference,
+    exporter,
     logged,
     key,
     newKey,

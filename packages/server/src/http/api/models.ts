@@ -1,7 +1,23 @@
-import { type ClassifyResult, classifyRequestSchema, classifyResultSchema, modelListSchema } from "@fettle/contract";
+import {
+  type ClassifyResult,
+  classifyRequestSchema,
+  classifyResultSchema,
+  exportErrorName,
+  exportMergedHeader,
+  exportQuerySchema,
+  modelListSchema,
+  modelNameSchema,
+} from "@fettle/contract";
+import { z } from "zod";
 import { classify } from "../../app/classify.js";
+import { type ExportPart, exportModel } from "../../app/export-model.js";
+import type { Log } from "../../app/ports.js";
 import { listModels } from "../../app/models.js";
+import { download } from "../download.js";
 import { endpoint, type Router } from "../endpoint.js";
+import { answerTo } from "../errors.js";
+import { primed } from "../sse.js";
+import { tarComment, tarEnd, tarFile } from "../tar.js";
 import { baseObject, tunedObject } from "./present.js";
 
 export function ownModelRoutes(router: Router): void {
@@ -29,6 +45,33 @@ export function ownModelRoutes(router: Router): void {
   endpoint(
     router,
     {
+      method: "get",
+      path: "/api/models/{model+}/export",
+      summary: `The files of a tuned model as a tar archive. A fault after its beginning is its last file, ${exportErrorName}`,
+      tag: "Models",
+      role: "member",
+      params: z.object({ model: modelNameSchema }),
+      query: exportQuerySchema,
+      response: { contentType: "application/x-tar" },
+    },
+    async ({ caller, params: { model }, query, context, signal }) => {
+      const merge = query.merged === "true";
+      const { merged, parts } = await exportModel(deps, {
+        projectId: caller.projectId,
+        name: model,
+        merged: merge,
+        signal,
+      });
+      const archive = tarOf(await primed(parts), { requestId: context.var.requestId, log: deps.log });
+      const answer = download(archive, { filename: `${model}.tar`, contentType: "application/x-tar" });
+      answer.headers.set(exportMergedHeader, String(merged));
+      return answer;
+    },
+  );
+
+  endpoint(
+    router,
+    {
       method: "post",
       path: "/api/classify",
       summary: "Labels of texts, with probabilities",
@@ -48,4 +91,31 @@ export function ownModelRoutes(router: Router): void {
       return { object: "list", model: body.model, data, usage: { prompt_tokens: numTokens, total_tokens: numTokens } };
     },
   );
+}
+
+/** The status is sent by the time a part fails: what went wrong is told in the archive. */
+async function* tarOf(
+  parts: AsyncIterable<ExportPart>,
+  { requestId, log }: { requestId: string; log: Log },
+): AsyncGenerator<Uint8Array> {
+  let isInFile = false;
+  try {
+    for await (const part of parts) {
+      isInFile = part.type === "file";
+      if (part.type === "file") yield* tarFile(part);
+      else yield tarComment("working");
+      isInFile = false;
+    }
+  } catch (error) {
+    log.error({ err: error, request: requestId }, "an export ended with a fault");
+    // In the middle of a file nothing can be said: the connection is cut.
+    if (isInFile) throw error;
+    const content = Buffer.from(JSON.stringify(answerTo(error, requestId).body));
+    yield* tarFile({ name: exportErrorName, bytes: content.length, content: once(content) });
+  }
+  yield tarEnd();
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
 }
