@@ -30,6 +30,8 @@ export function endingAction(run: Run, ending: Ending): RunAction {
       at,
     };
   }
+  // On a full disk not even the last line may fit: the exit code says it then.
+  if (ending.state.exitCode === trainerExit.disk_full) return { type: "trainer_stopped", reason: "disk_full", at };
   const { code, what, canRetry } = explain(ending);
   const said = lastLines(ending.stderr);
   const message = said === "" ? `${what} It said nothing on stderr.` : `${what} Its last words:\n${said}`;

@@ -31,6 +31,10 @@ describe("a trainer that ended without a word", () => {
     expect(action.type === "trainer_died" && action.error.message).toContain(words);
   });
 
+  it("with a disk so full that not even that fitted, pauses its run", () => {
+    expect(endingAction(run, ending({ exitCode: 74 }))).toEqual({ type: "trainer_stopped", reason: "disk_full", at: 7 });
+  });
+
   it("its last words are told, the last eight lines of them", () => {
     const stderr = Array.from({ length: 12 }, (_, line) => `line ${line}`).join("\n");
     const action = endingAction(run, ending({ exitCode: 1, stderr }));
