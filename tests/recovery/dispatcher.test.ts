@@ -9,7 +9,7 @@ import { type Run, type RunStatus, transition } from "../../packages/server/src/
 import { connectStore } from "../../packages/server/src/store/open.js";
 import { createTestDatabase, type TestDatabase } from "../../packages/server/test/database.js";
 import { eventually } from "../../packages/server/test/store/samples.js";
-import { buildParts, dispatch, type Parts, queueRun, type Script } from "./platform.js";
+import { buildParts, dispatch, type Parts, queueRun, quickTimes, type Script } from "./platform.js";
 
 let database: TestDatabase;
 let store: Store;
@@ -191,6 +191,47 @@ describe("a trainer that ends badly", () => {
       ),
     ).toBe(true);
     expect(await stepsOf(run)).toEqual(oneTo(10));
+  });
+
+  it("stuck while its heartbeats go on: the user is told, then it is ended and followed by one that finishes", async () => {
+    const own = parts({ faults: [{ step: 5, do: "stuck" }] });
+    const run = await queueRun(own);
+    begin(own);
+    await eventually("a word about it", async () =>
+      (await messages(run)).some((message) => /^No progress for 1 s while training on a batch\./.test(message)),
+    );
+    expect((await read(run)).status).toBe("running");
+    const done = await reaches(run, "succeeded");
+    expect(done.attempt).toBe(2);
+    const said = await messages(run);
+    expect(said.filter((message) => message.startsWith("No progress for"))).toEqual([
+      expect.stringContaining("while training on a batch. The trainer is alive; after 2 s it is ended"),
+    ]);
+    expect(
+      said.some((message) =>
+        message.startsWith("The trainer was alive but made no progress for 2 s while training on a batch, and was"),
+      ),
+    ).toBe(true);
+    expect(said).toContain("Fine-tuning job goes on from the checkpoint at step 3");
+    expect(await stepsOf(run)).toEqual(oneTo(10));
+  });
+
+  it("slow for one step: the user is told once of the pause and once of its end, and nothing is killed", async () => {
+    const own = parts({ faults: [{ step: 5, do: "slow", ms: 1_400 }] });
+    const run = await queueRun(own);
+    begin(own);
+    expect((await reaches(run, "succeeded")).attempt).toBe(1);
+    const said = await messages(run);
+    expect(said.filter((message) => message.startsWith("No progress for"))).toHaveLength(1);
+    expect(said.filter((message) => message.startsWith("The trainer makes progress again, after"))).toHaveLength(1);
+  });
+
+  it("slow in every step, as its heartbeats foretell: is neither ended nor remarked on", async () => {
+    const own = parts({ steps: 4, stepMs: 500, heartbeatMs: 50 });
+    const run = await queueRun(own);
+    begin(own, { times: { ...quickTimes, idleNoticeMs: 100, idleMs: 200 } });
+    expect((await reaches(run, "succeeded")).attempt).toBe(1);
+    expect((await messages(run)).filter((message) => message.includes("progress"))).toEqual([]);
   });
 
   it("with a full disk: pauses the run with the reason, and goes on when resumed", async () => {

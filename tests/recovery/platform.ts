@@ -36,13 +36,15 @@ export const quietLog: Log = {
     ),
 };
 
+type Fault = "kill" | "hang" | "stuck" | "slow" | "exit3" | "disk_full" | "failed";
+
 export interface Script {
   steps?: number;
   stepMs?: number;
   checkpointEvery?: number;
   heartbeatMs?: number;
   deafToTerm?: boolean;
-  faults?: { step: number; attempts?: number; do: "kill" | "hang" | "exit3" | "disk_full" | "failed" }[];
+  faults?: { step: number; attempts?: number; do: Fault; ms?: number }[];
 }
 
 export const scriptedTrainer = [process.execPath, fileURLToPath(new URL("./scripted-trainer.mjs", import.meta.url))];
@@ -103,6 +105,9 @@ export const quickTimes = {
   pollMs: 40,
   stallMs: 1_000,
   startupMs: 20_000,
+  idleNoticeMs: 600,
+  idleMs: 2_000,
+  unmarkedMs: 60_000,
   graceMs: 1_000,
 };
 

@@ -55,7 +55,7 @@ it("killed, then paused and resumed, it ends with the bits of a run that nobody 
   dispatcher = dispatch(parts, {
     catalogue: oneModel({ ...tinyModel, path: model }),
     checkpointSeconds: 0,
-    times: { ...quickTimes, stallMs: 60_000, startupMs: 120_000, graceMs: 60_000 },
+    times: { ...quickTimes, stallMs: 60_000, idleMs: 60_000, startupMs: 120_000, graceMs: 60_000 },
   });
   const read = async (run: Run): Promise<Run> => (await store.runs.get("proj_a", run.id)) ?? run;
   const reaches = (run: Run, what: string, probe: (now: Run) => boolean) =>

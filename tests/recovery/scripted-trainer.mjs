@@ -4,6 +4,7 @@
  *   steps, stepMs, checkpointEvery, heartbeatMs
  *   faults: [{ step, attempts, do }]   at this step, in the first `attempts` attempts:
  *     "kill"  SIGKILL itself         "hang"  SIGSTOP itself          "exit3"  dies with words on stderr
+ *     "stuck"  never goes on, its heartbeats do     "slow"  takes `ms` longer over the step
  *     "disk_full"  stops so          "failed"  writes the failed event
  *   deafToTerm: true   ignores SIGTERM
  */
@@ -55,7 +56,12 @@ let asked = false;
 process.on("SIGTERM", () => {
   if (!script.deafToTerm) asked = true;
 });
-setInterval(() => emit("heartbeat", { step, rss_bytes: process.memoryUsage().rss }), script.heartbeatMs).unref();
+let markedAt = performance.now();
+function heartbeat() {
+  const idle_s = (performance.now() - markedAt) / 1000;
+  emit("heartbeat", { step, rss_bytes: process.memoryUsage().rss, phase: "training", idle_s, expected_s: script.stepMs / 1000 });
+}
+const beating = setInterval(heartbeat, script.heartbeatMs).unref();
 
 function stop(reason, code) {
   if (reason === "signal" && step > saved) writeCheckpoint(step);
@@ -74,6 +80,11 @@ const faults = {
     process.stderr.write('Traceback (most recent call last):\n  File "x.py", line 1\nValueError: bad luck\n');
     process.exit(3);
   },
+  stuck: () => {
+    beating.ref();
+    return new Promise(() => undefined);
+  },
+  slow: ({ ms }) => new Promise((resolve) => setTimeout(resolve, ms)),
   disk_full: () => stop("disk_full", 74),
   failed: () => {
     emit("failed", { code: "training_diverged", message: "The loss became NaN at step 4.", hint: "Lower the learning rate." });
@@ -87,10 +98,11 @@ if (step === 0) {
 }
 while (step < script.steps) {
   if (asked) stop("signal", 75);
+  markedAt = performance.now();
   await new Promise((resolve) => setTimeout(resolve, script.stepMs));
   step += 1;
   const fault = script.faults.find((one) => one.step === step && spec.attempt <= (one.attempts ?? 1));
-  if (fault) faults[fault.do]();
+  if (fault) await faults[fault.do](fault);
   emit("step", {
     step,
     epoch: step / script.steps,

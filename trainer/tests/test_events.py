@@ -77,3 +77,40 @@ def test_heartbeat_tells_step_and_memory(tmp_path: Path) -> None:
     assert beat["type"] == "heartbeat"
     assert beat["step"] == 7
     assert 0 < rss_bytes() <= peak_rss_bytes() * 2
+    assert beat["phase"] == "starting"
+
+
+def test_heartbeat_goes_on_and_tells_for_how_long_the_work_stands(tmp_path: Path) -> None:
+    """The clock is the test's: a beat after 40 s without a mark says 40 s."""
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, attempt=1)
+    now = 100.0
+    heartbeat = Heartbeat(log, 3.0, lambda: now)
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        heartbeat.beat()
+
+    passes(2)
+    heartbeat.mark("training", 64)
+    passes(4)
+    heartbeat.mark("training", 64)
+    passes(1)
+    heartbeat.mark("training", 256)
+    passes(0)
+    heartbeat.mark("training", 128)
+    passes(40)
+    heartbeat.mark("verifying")
+    passes(3)
+    log.close()
+    assert [(beat["phase"], beat["idle_s"], beat["expected_s"]) for beat in lines(path)] == [
+        ("starting", 2, None),
+        # The pace of a phase is known after its first piece.
+        ("training", 4, None),
+        ("training", 1, 4),
+        # Four times as large as the largest so far.
+        ("training", 0, 16),
+        ("training", 40, 4),
+        ("verifying", 3, None),
+    ]

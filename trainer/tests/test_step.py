@@ -72,7 +72,7 @@ def prepared(
 def gradients(stepper: Stepper, rows: TokenRows, micro: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     model = stepper.loaded.model
     model.zero_grad(set_to_none=True)
-    stepper.train_step(rows, micro, lambda: None)
+    stepper.train_step(rows, micro, lambda _: None)
     return {name: p.grad.clone() for name, p in stepper.loaded.trainable().items() if p.grad is not None}
 
 
@@ -121,7 +121,7 @@ def test_packed_gradients_are_the_padded_ones(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
 def test_evaluation_does_not_depend_on_the_batch_size(folder: Path, kind: str) -> None:
     _, rows, stepper = prepared(folder, kind)
-    one, eight = (stepper.evaluate(rows, size, lambda: None) for size in (1, 8))
+    one, eight = (stepper.evaluate(rows, size, lambda _: None) for size in (1, 8))
     assert one.loss == pytest.approx(eight.loss, abs=1e-5)
     assert one.accuracy == eight.accuracy
 
@@ -140,7 +140,7 @@ def test_evaluation_memory_does_not_grow_with_the_rows(folder: Path) -> None:
         return logits
 
     stepper.logits = watched  # type: ignore[method-assign]
-    stepper.evaluate(rows, 1, lambda: None)
+    stepper.evaluate(rows, 1, lambda _: None)
     assert len(born) == len(rows)
     assert max(alive) <= 2
 
@@ -160,7 +160,7 @@ def test_classifier_answers_alike_alone_and_in_a_batch(folder: Path, kind: str) 
 def test_loss_is_the_mean_over_learnt_tokens(folder: Path) -> None:
     """Against transformers' own loss: labels of everything else are -100."""
     loaded, rows, stepper = prepared(folder, "llama")
-    loss, accuracy, num_tokens = stepper.train_step(rows, [[0, 1], [2]], lambda: None)
+    loss, accuracy, num_tokens = stepper.train_step(rows, [[0, 1], [2]], lambda _: None)
     loaded.model.set_attn_implementation("sdpa")
     total, count, right = 0.0, 0, 0
     for row in range(3):
@@ -235,7 +235,7 @@ def test_backward_stops_below_the_lowest_trainable_layer(folder: Path) -> None:
     handle = layer.register_forward_hook(
         lambda _m, _a, output: seen.append(torch.as_tensor(output[0]).requires_grad)
     )
-    stepper.train_step(rows, [[0, 1]], lambda: None)
+    stepper.train_step(rows, [[0, 1]], lambda _: None)
     handle.remove()
     assert seen == [False]
 

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tiny import (
 from training import Forked, events_of, of_type, train, write_spec
 
 from fettle_trainer import artefact
+from fettle_trainer.events import Heartbeat, Phase
 from fettle_trainer.failure import TrainFailure, is_out_of_memory
 from fettle_trainer.spec import SpecError, parse_spec
 from fettle_trainer.tensor_files import read_tensors, write_tensors
@@ -89,9 +91,39 @@ def test_command_line_trains_proves_and_tells(tmp_path: Path) -> None:
     assert (data["num_train_rows"], data["num_validation_rows"]) == (40, 4)
 
 
+def test_every_phase_makes_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each row, micro-batch, update, evaluated batch and checkpoint; with a size if comparable."""
+    marks: list[tuple[str, bool]] = []
+    mark = Heartbeat.mark
+
+    def seen(self: Heartbeat, phase: Phase, work: float = 0.0) -> None:
+        marks.append((phase, work > 0))
+        mark(self, phase, work)
+
+    monkeypatch.setattr(Heartbeat, "mark", seen)
+    events = finished(chat_spec(tmp_path, hyperparameters__num_train_epochs=1))
+    assert list(dict.fromkeys(marks)) == [
+        ("loading", False),
+        ("reading", False),
+        ("tokenising", True),
+        ("training", True),
+        ("optimiser", True),
+        ("evaluating", True),
+        ("saving", True),
+        ("exporting", False),
+        ("verifying", False),
+    ]
+    counts = Counter(phase for phase, _ in marks)
+    assert counts["tokenising"] == 44
+    # 40 rows by 4, two micro-batches a step.
+    assert (counts["training"], counts["optimiser"]) == (10, len(of_type(events, "step")))
+    assert (counts["evaluating"], counts["saving"]) == (1, len(of_type(events, "checkpoint")))
+
+
 def test_events_keep_the_contract(tmp_path: Path) -> None:
     published = json.loads(SCHEMA.read_text())
     kinds = {one["properties"]["type"]["const"]: one for one in published.get("oneOf") or published["anyOf"]}
+    assert list(get_args(Phase)) == kinds["heartbeat"]["properties"]["phase"]["enum"]
     code, events = train(chat_spec(tmp_path, runtime__heartbeat_seconds=0.1))
     assert code == 0
     _, failed = train(

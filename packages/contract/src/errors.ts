@@ -181,7 +181,7 @@ export const errorCatalogue = {
   trainer_stalled: {
     status: 500,
     retry: true,
-    meaning: "The trainer gave no sign of life and was stopped.",
+    meaning: "The trainer gave no sign of life, or made no progress, and was stopped.",
     fix: "Resume the run; it goes on from its last checkpoint.",
   },
   out_of_memory: {

@@ -73,6 +73,21 @@ const base = {
   time: z.number().describe("Unix seconds"),
 };
 
+/** What a trainer is at. `tokenising` to `saving` go on in pieces, with a mark of progress before each. */
+export const trainerPhaseSchema = z.enum([
+  "starting",
+  "loading",
+  "reading",
+  "tokenising",
+  "training",
+  "optimiser",
+  "evaluating",
+  "saving",
+  "exporting",
+  "verifying",
+]);
+export type TrainerPhase = z.infer<typeof trainerPhaseSchema>;
+
 /** A row the trainer could not use (too long to keep an answer, no token to learn): counted, told, downloadable. */
 export const refusedRowSchema = z.object({
   line: z.number().int(),
@@ -136,7 +151,21 @@ export const trainerEventSchema = z.discriminatedUnion("type", [
     sha256: z.string(),
     seconds: z.number(),
   }),
-  z.object({ ...base, type: z.literal("heartbeat"), step: z.number().int(), rss_bytes: z.number().int() }),
+  z.object({
+    ...base,
+    type: z.literal("heartbeat"),
+    step: z.number().int(),
+    rss_bytes: z.number().int(),
+    // The last three are left out by trainers older than they are; one may outlive the server it was started by.
+    phase: trainerPhaseSchema.optional(),
+    idle_s: z.number().min(0).optional().describe("seconds since the last mark of progress in this phase"),
+    expected_s: z
+      .number()
+      .min(0)
+      .nullable()
+      .optional()
+      .describe("seconds from one mark to the next, by what pieces of this phase took so far; null: not known"),
+  }),
   z.object({ ...base, type: z.literal("stopped"), reason: z.enum(["signal", "disk_full"]), step: z.number().int() }),
   z.object({
     ...base,

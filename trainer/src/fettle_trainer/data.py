@@ -6,7 +6,7 @@ Every row is either used whole, cut and counted, or refused with its line, a rul
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -195,7 +195,14 @@ def _text(row: dict[str, Any], name: str) -> str:
     return value
 
 
-def load_dataset(path: Path, tokeniser: Tokeniser, *, cache: Path, tokenizer_sha256: str) -> Dataset:
+def load_dataset(
+    path: Path,
+    tokeniser: Tokeniser,
+    *,
+    cache: Path,
+    tokenizer_sha256: str,
+    before_row: Callable[[], None] = lambda: None,
+) -> Dataset:
     """Tokenises `path`, or reads what an earlier attempt left. Raises TrainFailure for broken lines."""
     key = tokeniser.key(file_sha256(path), tokenizer_sha256)
     stored = cache / f"{key}.safetensors"
@@ -203,17 +210,18 @@ def load_dataset(path: Path, tokeniser: Tokeniser, *, cache: Path, tokenizer_sha
         known = _read_cache(stored, key)
         if known is not None:
             return known
-    dataset = _tokenise(path, tokeniser)
+    dataset = _tokenise(path, tokeniser, before_row)
     cache.mkdir(parents=True, exist_ok=True)
     _write_cache(stored, key, dataset)
     return dataset
 
 
-def _tokenise(path: Path, tokeniser: Tokeniser) -> Dataset:
+def _tokenise(path: Path, tokeniser: Tokeniser, before_row: Callable[[], None]) -> Dataset:
     rows: list[tuple[_TokenRow, int]] = []
     refused: list[Refusal] = []
     num_refused = 0
     for number, row in _read_rows(path):
+        before_row()
         line = int(row.get("line", number))
         try:
             sequences = tokeniser.encode(row)

@@ -1,5 +1,6 @@
 """The run's event file: JSON lines, appended, in order over all attempts."""
 
+import contextlib
 import json
 import os
 import resource
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 # Lines of steps and heartbeats are synced to disk at most this often; a kill loses nothing either way, a
 # power cut at most this much. All other events are on disk before `write` returns.
@@ -86,13 +87,49 @@ def _mend(path: Path) -> int:
         return int(last["seq"])
 
 
-class Heartbeat:
-    """Writes a sign of life every `seconds` from a thread of its own; `step` is set by the training loop."""
+# As `trainerPhaseSchema` in packages/contract/src/trainer.ts, which says what each one is.
+Phase = Literal[
+    "starting",
+    "loading",
+    "reading",
+    "tokenising",
+    "training",
+    "optimiser",
+    "evaluating",
+    "saving",
+    "exporting",
+    "verifying",
+]
 
-    def __init__(self, log: EventLog, seconds: float) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    phase: Phase
+    at: float
+    work: float
+    expected_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    slowest_s: float
+    largest: float
+
+
+class Heartbeat:
+    """Writes a sign of life every `seconds` from a thread of its own; `step` is set by the training loop.
+
+    The thread beats on when the main thread hangs: each beat also tells how long ago that made its last mark.
+    """
+
+    def __init__(self, log: EventLog, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self.step = 0
         self._log = log
         self._seconds = seconds
+        self._now = now
+        self._paces: dict[Phase, _Pace] = {}
+        # One object, replaced as a whole: the thread never sees half a mark.
+        self._mark = _Mark("starting", now(), 0.0, None)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -104,12 +141,39 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
 
+    def mark(self, phase: Phase, work: float = 0.0) -> None:
+        """The main thread is alive and begins a piece of `phase`. `work`: its size, in any unit that grows
+        with the time it takes; 0 when pieces of the phase cannot be compared."""
+        now, past = self._now(), self._mark
+        if past.work:
+            pace = self._paces.get(past.phase, _Pace(0.0, 0.0))
+            self._paces[past.phase] = _Pace(max(pace.slowest_s, now - past.at), max(pace.largest, past.work))
+        self._mark = _Mark(phase, now, work, self._expected_s(phase, work))
+
+    def beat(self) -> None:
+        """Writes one heartbeat. Raises OSError when the disk is full."""
+        mark = self._mark
+        self._log.write(
+            "heartbeat",
+            step=self.step,
+            rss_bytes=rss_bytes(),
+            phase=mark.phase,
+            idle_s=round(self._now() - mark.at, 3),
+            expected_s=mark.expected_s,
+        )
+
+    def _expected_s(self, phase: Phase, work: float) -> float | None:
+        """As long as the slowest piece so far; in proportion more when this one is larger than all."""
+        pace = self._paces.get(phase)
+        if pace is None or not work:
+            return None
+        return round(pace.slowest_s * max(1.0, work / pace.largest), 3)
+
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
-            try:
-                self._log.write("heartbeat", step=self.step, rss_bytes=rss_bytes())
-            except OSError:
-                continue  # disk full: the training loop meets it too and stops in order
+            # Disk full: the training loop meets it too and stops in order.
+            with contextlib.suppress(OSError):
+                self.beat()
 
 
 @dataclass(frozen=True, slots=True)

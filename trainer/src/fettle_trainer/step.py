@@ -50,15 +50,16 @@ class Stepper:
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
 
     def train_step(
-        self, rows: TokenRows, micro: Sequence[Sequence[int]], check: Callable[[], None]
+        self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
     ) -> tuple[float, float, int]:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
-        however it is cut. Returns loss, accuracy, tokens. `check` is called before each micro-batch."""
+        however it is cut. Returns loss, accuracy, tokens. `begin` is called before each micro-batch with its
+        size, padding and all."""
         batches = [self.collate(rows, chosen) for chosen in micro]
         num_targets = sum(batch.targets_N.numel() for batch in batches)
         total, correct = 0.0, 0
         for batch in batches:
-            check()
+            begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
             cast("Any", loss.total / num_targets).backward()
             total += float(loss.total.detach())
@@ -118,17 +119,18 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     @torch.no_grad()
-    def evaluate(self, rows: TokenRows, rows_per_batch: int, check: Callable[[], None]) -> Evaluation:
+    def evaluate(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Evaluation:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
-        with the number of rows: each batch leaves three numbers, or its classes."""
+        with the number of rows: each batch leaves three numbers, or its classes. `begin` as above."""
         self._model.eval()
         total, correct, count = 0.0, 0, 0
         guesses: list[int] = []
         targets: list[int] = []
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
-                check()
-                batch = self.collate(rows, chosen).to(self.device)
+                batch = self.collate(rows, chosen)
+                begin(_size(batch))
+                batch = batch.to(self.device)
                 logits = self.logits(batch).float()
                 loss = summed_cross_entropy(logits, batch.targets_N)
                 total += float(loss.total)
@@ -145,6 +147,12 @@ class Stepper:
         else:
             metrics = {"perplexity": math.exp(min(mean, 700.0))}
         return Evaluation(mean, correct / count, metrics)
+
+
+def _size(batch: Batch) -> int:
+    """Positions the model computes."""
+    written = batch.decoder_input_ids
+    return batch.input_ids.numel() + (0 if written is None else written.numel())
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng
 from .collate import epoch_windows, micro_batches, steps_per_epoch
 from .data import Dataset, Tokeniser, TokenRows, file_sha256, load_dataset, tokenizer_sha256
 from .device import choose_compute, dtype_name, seed_everything
-from .events import News, peak_rss_bytes
+from .events import News, Phase, peak_rss_bytes
 from .failure import StopRequested, TrainFailure
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
@@ -76,6 +76,7 @@ class Training:
         self._compute = choose_compute(spec.runtime, resumed.progress.dtype if resumed else None)
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
+        self._heartbeat.mark("loading")
         self._loaded = load_for_training(spec, self._compute)
         self._tell_model()
         self._check()
@@ -130,7 +131,20 @@ class Training:
         tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
         cache = self._output / "cache"
         tokenizer = tokenizer_sha256(Path(spec.base_model.path))
-        dataset = load_dataset(Path(spec.data.train_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer)
+
+        def read(path: str) -> Dataset:
+            self._heartbeat.mark("reading")
+            dataset = load_dataset(
+                Path(path),
+                tokeniser,
+                cache=cache,
+                tokenizer_sha256=tokenizer,
+                before_row=lambda: self._heartbeat.mark("tokenising", 1),
+            )
+            self._heartbeat.mark("reading")
+            return dataset
+
+        dataset = read(spec.data.train_path)
         if len(dataset.rows) == 0:
             reason = dataset.refused[0].message if dataset.refused else "the file is empty."
             raise TrainFailure(
@@ -140,9 +154,7 @@ class Training:
             )
         if spec.data.validation_path is None:
             return _Rows(dataset.rows, dataset.rows.select([])), dataset
-        other = load_dataset(
-            Path(spec.data.validation_path), tokeniser, cache=cache, tokenizer_sha256=tokenizer
-        )
+        other = read(spec.data.validation_path)
         if other.num_refused:
             first = other.refused[0]
             self._log.log(
@@ -283,12 +295,24 @@ class Training:
         self._optimiser.zero_grad(set_to_none=True)
         micro = micro_batches(window, hyper.per_device_train_batch_size)
         try:
-            loss, accuracy, num_tokens = self._stepper.train_step(self._rows.train, micro, self._check)
+            loss, accuracy, num_tokens = self._stepper.train_step(
+                self._rows.train, micro, self._begin("training")
+            )
         except StopRequested:
             restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
             raise
+        self._heartbeat.mark("optimiser", 1)
         norm = torch.nn.utils.clip_grad_norm_(list(self._trainable.values()), hyper.max_grad_norm)
         return StepResult(loss, accuracy, float(norm), num_tokens)
+
+    def _begin(self, phase: Phase) -> Callable[[int], None]:
+        """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
+
+        def begin(size: int) -> None:
+            self._check()
+            self._heartbeat.mark(phase, size)
+
+        return begin
 
     def _window(self, progress: Progress) -> list[int]:
         if self._windows_epoch != progress.epoch:
@@ -333,7 +357,7 @@ class Training:
         """A stop in the middle leaves the evaluation undone; the next attempt does it."""
         rng = rng_tensors()
         rows_per_batch = self._spec.hyperparameters.per_device_train_batch_size
-        result = self._stepper.evaluate(self._rows.validation, rows_per_batch, self._check)
+        result = self._stepper.evaluate(self._rows.validation, rows_per_batch, self._begin("evaluating"))
         restore_rng(rng)
         progress = self._progress
         best = progress.best_loss is None or result.loss < progress.best_loss
@@ -369,6 +393,7 @@ class Training:
         if self._progress.step == 0:
             return
         self._saved_step = self._progress.step
+        self._heartbeat.mark("saving", 1)
         start = time.monotonic()
         saved = self._folder.save(
             Checkpoint(
@@ -393,6 +418,7 @@ class Training:
     def _finish(self, early: bool) -> None:
         progress = self._progress
         best = progress.best_step or progress.step
+        self._heartbeat.mark("exporting")
         if best != progress.step:
             self._restore_weights(self._folder.load(best))
         made = artefact.export(self._loaded, self._spec, self._output)
@@ -400,6 +426,7 @@ class Training:
         artefact.write_probe(probe, self._stepper, self._rows.train)
         # Two copies of the model at once would need twice the memory.
         self._forget_model()
+        self._heartbeat.mark("verifying")
         difference = self._verify(made, Path(self._spec.base_model.path), probe)
         self._log.write(
             "finished",

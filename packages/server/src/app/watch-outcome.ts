@@ -3,14 +3,18 @@ import { type ErrorCode, errorCatalogue, trainerExit } from "@fettle/contract";
 import type { Run, RunAction } from "../domain/job.js";
 import type { RunnerState } from "./ports.js";
 import type { Facts } from "./watch-facts.js";
+import { type Idle, phaseWords } from "./watch-progress.js";
+
+/** For how long a trainer stood; `phase` null: in silence. */
+export type Stalled = Pick<Idle, "ms"> & { phase: Idle["phase"] | null };
 
 export interface Ending {
   facts: Facts;
   state: RunnerState;
   /** Tail of the trainer's stderr. */
   stderr: string;
-  /** Set when we ended it because no sign of life came. */
-  stalledMs: number | null;
+  /** Set when we ended it because no sign of life or of progress came. */
+  stalled: Stalled | null;
   at: number;
 }
 
@@ -66,11 +70,15 @@ const signalNumbers: Record<number, string> = {
   15: "SIGTERM",
 };
 
-function explain({ state, stderr, stalledMs }: Ending): Explanation {
-  if (stalledMs !== null) {
+function explain({ state, stderr, stalled }: Ending): Explanation {
+  if (stalled !== null) {
+    const seconds = Math.round(stalled.ms / 1000);
     return {
       code: "trainer_stalled",
-      what: `The trainer gave no sign of life for ${Math.round(stalledMs / 1000)} s and was ended.`,
+      what:
+        stalled.phase === null
+          ? `The trainer gave no sign of life for ${seconds} s and was ended.`
+          : `The trainer was alive but made no progress for ${seconds} s while ${phaseWords[stalled.phase]}, and was ended.`,
       canRetry: true,
     };
   }

@@ -1,7 +1,7 @@
 /**
  * Watches the trainer of one leased run to its end: takes its events in exactly once, obeys pause and cancel,
- * ends it when it shows no sign of life, and says what its end means. Everything it knows can be read again from
- * the run's folder and the store, so any server can go on where this one was killed.
+ * ends it when it shows no sign of life or makes no progress, and says what its end means. Everything it knows can be
+ * read again from the run's folder and the store, so any server can go on where this one was killed.
  */
 import type { TrainerEvent } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
@@ -23,7 +23,15 @@ import {
 } from "./ports.js";
 import { runEvent, translateEvents, tunedModelName } from "./watch-events.js";
 import { type Facts, foldFacts, noFacts } from "./watch-facts.js";
-import { endingAction } from "./watch-outcome.js";
+import { endingAction, type Stalled } from "./watch-outcome.js";
+import {
+  type Advance,
+  followAdvance,
+  noAdvance,
+  type ProgressNotice,
+  type ProgressTimes,
+  stoodTooLong,
+} from "./watch-progress.js";
 import { writeResultFile } from "./watch-results.js";
 
 export interface WatchDeps {
@@ -35,7 +43,7 @@ export interface WatchDeps {
   log: Log;
 }
 
-export interface WatchTimes {
+export interface WatchTimes extends ProgressTimes {
   leaseMs: number;
   renewMs: number;
   pollMs: number;
@@ -53,6 +61,9 @@ export const defaultTimes: WatchTimes = {
   pollMs: 400,
   stallMs: 15_000,
   startupMs: 180_000,
+  idleNoticeMs: 10_000,
+  idleMs: 120_000,
+  unmarkedMs: 2_700_000,
   graceMs: 60_000,
 };
 
@@ -82,6 +93,9 @@ export async function watchRun(deps: WatchDeps, input: WatchInput): Promise<void
 
 class RunWatch {
   private readonly facts: Facts = noFacts();
+  private advance: Advance = noAdvance;
+  /** Not stored yet, or stored by an earlier watcher: the same key is kept once. */
+  private untold: ProgressNotice[] = [];
   private readonly runId: string;
   /** Null until the part that was taken in before was read again. */
   private offset: number | null = null;
@@ -90,7 +104,7 @@ class RunWatch {
   private lastSign: number | null = null;
   private silentMs = 0;
   private stopAskedAt: number | null = null;
-  private stalledMs: number | null = null;
+  private stalled: Stalled | null = null;
 
   constructor(
     private readonly deps: WatchDeps,
@@ -119,6 +133,7 @@ class RunWatch {
     }
     await this.obey(run);
     await this.endWhenSilent(run);
+    await this.endWhenIdle(run);
     return false;
   }
 
@@ -138,7 +153,11 @@ class RunWatch {
       this.noteSign(read.lastSignOfLife);
       if (read.offset === this.offset) return;
       foldFacts(this.facts, read.events);
-      await this.storeEvents(read.events, read.offset);
+      const { advance, notices } = followAdvance(this.advance, read.events, this.input.times);
+      await this.storeEvents(read, [...this.untold, ...notices]);
+      // Only what is stored is known: after a failure the same events give the same notices.
+      this.advance = advance;
+      this.untold = [];
       this.offset = read.offset;
     }
   }
@@ -150,13 +169,21 @@ class RunWatch {
       const read = await this.deps.runner.read(this.runId, offset);
       if (read.offset === offset) break;
       foldFacts(this.facts, read.events);
+      const { advance, notices } = followAdvance(this.advance, read.events, this.input.times);
+      this.advance = advance;
+      // The last read may go past what was taken in.
+      this.untold.push(...notices);
       offset = read.offset;
     }
     return takenIn;
   }
 
-  private async storeEvents(events: TrainerEvent[], offset: number): Promise<void> {
+  private async storeEvents(
+    { events, offset }: { events: TrainerEvent[]; offset: number },
+    notices: ProgressNotice[],
+  ): Promise<void> {
     const { progress, ...translated } = translateEvents(this.deps.ids, this.input.run, { facts: this.facts, events });
+    translated.events.push(...notices.map(({ createdAt, ...words }) => runEvent(this.deps.ids, createdAt, words)));
     // Heartbeats alone move nothing that must be kept.
     if (translated.events.length === 0) return;
     const totalSteps = this.facts.totalSteps;
@@ -198,9 +225,17 @@ class RunWatch {
   private async endWhenSilent(run: Run): Promise<void> {
     const spoken = this.facts.attempt === run.attempt;
     if (this.silentMs < (spoken ? this.input.times.stallMs : this.input.times.startupMs)) return;
-    this.stalledMs = this.silentMs;
+    this.stalled = { phase: null, ms: this.silentMs };
     this.silentMs = 0;
-    this.deps.log.warn({ run: this.runId, silentMs: this.stalledMs }, "the trainer shows no sign of life; ending it");
+    this.deps.log.warn({ run: this.runId, silentMs: this.stalled.ms }, "the trainer shows no sign of life; ending it");
+    await this.deps.runner.kill(this.runId);
+  }
+
+  private async endWhenIdle(run: Run): Promise<void> {
+    const idle = stoodTooLong(this.advance, run.attempt, this.input.times);
+    if (idle === null || this.stalled !== null) return;
+    this.stalled = { phase: idle.phase, ms: idle.ms };
+    this.deps.log.warn({ run: this.runId, ...this.stalled }, "the trainer is alive but stands still; ending it");
     await this.deps.runner.kill(this.runId);
   }
 
@@ -225,7 +260,7 @@ class RunWatch {
     await deps.store.runs.update(
       this.runId,
       (current) => {
-        const action = endingAction(current, { facts: this.facts, state, stderr, stalledMs: this.stalledMs, at });
+        const action = endingAction(current, { facts: this.facts, state, stderr, stalled: this.stalled, at });
         const next = apply(current, action);
         return { run: next, events: [runEvent(deps.ids, at, endingWords(next, action))] };
       },

@@ -9,13 +9,20 @@ const ending = (change: Partial<Ending> & { exitCode?: number; signal?: string }
   facts: noFacts(),
   state: { alive: false, pid: null, exitCode: change.exitCode ?? null, signal: change.signal ?? null },
   stderr: change.stderr ?? "",
-  stalledMs: change.stalledMs ?? null,
+  stalled: change.stalled ?? null,
   at: 7,
 });
 
 describe("a trainer that ended without a word", () => {
   it.each([
-    ["stalled", { stalledMs: 15_400 }, "trainer_stalled", true, "gave no sign of life for 15 s"],
+    ["silent", { stalled: { phase: null, ms: 15_400 } }, "trainer_stalled", true, "gave no sign of life for 15 s"],
+    [
+      "stuck",
+      { stalled: { phase: "training" as const, ms: 120_400 } },
+      "trainer_stalled",
+      true,
+      "no progress for 120 s while",
+    ],
     ["out of memory", { exitCode: 1, stderr: "x\nMemoryError: 3 GiB" }, "out_of_memory", false, "ran out of memory"],
     ["killed by the system", { signal: "SIGKILL" }, "training_failed", true, "because memory ran out"],
     ["killed, as a shell tells it", { exitCode: 137 }, "training_failed", true, "was killed (SIGKILL)"],
@@ -32,7 +39,11 @@ describe("a trainer that ended without a word", () => {
   });
 
   it("with a disk so full that not even that fitted, pauses its run", () => {
-    expect(endingAction(run, ending({ exitCode: 74 }))).toEqual({ type: "trainer_stopped", reason: "disk_full", at: 7 });
+    expect(endingAction(run, ending({ exitCode: 74 }))).toEqual({
+      type: "trainer_stopped",
+      reason: "disk_full",
+      at: 7,
+    });
   });
 
   it("its last words are told, the last eight lines of them", () => {
