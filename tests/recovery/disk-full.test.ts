@@ -8,6 +8,7 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type RunningServer, startServer } from "../../packages/server/src/main.js";
+import { connectStore } from "../../packages/server/src/store/open.js";
 import { createTestDatabase, type TestDatabase } from "../../packages/server/test/database.js";
 import { eventually } from "../../packages/server/test/store/samples.js";
 import { quietLog } from "./platform.js";
@@ -64,6 +65,7 @@ interface RunAnswer {
   total_steps: number;
   attempt: number;
   error: unknown;
+  estimate: { basis: string };
 }
 
 async function api<T>(path: string, body?: object | FormData): Promise<T> {
@@ -141,6 +143,12 @@ it.skipIf(!canMount)(
     await api(`/v1/fine_tuning/jobs/${id}/resume`, {});
     const done = await reaches(id, "succeeded");
     expect(done.step).toBe(done.total_steps);
+    expect(done.estimate.basis).toMatch(/measured on this machine/);
+    const store = await connectStore(database.url);
+    const [last] = await store.runs.succeeded("default", 1);
+    await store.close();
+    expect(last?.id).toBe(id);
+    expect(last?.trainSeconds).toBeGreaterThan(0);
     const started = readFileSync(join(runs, id, "events.jsonl"), "utf8")
       .trim()
       .split("\n")

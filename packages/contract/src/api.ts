@@ -48,7 +48,12 @@ export const runObjectSchema = z
     hyperparameters: hyperparametersSchema.nullable().describe("null until resolved"),
     labels: z.array(z.string()).nullable(),
     estimate: z
-      .strictObject({ seconds: z.tuple([z.number(), z.number()]), memory_bytes: z.number(), tokens: z.number() })
+      .strictObject({
+        seconds: z.tuple([z.number(), z.number()]),
+        memory_bytes: z.number(),
+        tokens: z.number(),
+        basis: z.string().nullable().describe("what the seconds rest on"),
+      })
       .nullable(),
     seed: z.number().int(),
     attempt: z.number().int(),

@@ -24,10 +24,12 @@ import { listen } from "./http/listen.js";
 import { InferencePool } from "./inference/pool.js";
 import { dataReader } from "./ingest/read-data.js";
 import { localExporter } from "./runner/exporter.js";
+import { trainerEnvironment } from "./runner/environment.js";
 import { localRunner } from "./runner/local.js";
 import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
 import { ensureAdminKey } from "./startup/admin-key.js";
 import { sharesOf, type Shares } from "./startup/machine.js";
+import { measureProcessor, type Processor, processorName, unmeasured } from "./startup/processor.js";
 import { checkPython } from "./startup/python.js";
 import { claimHome } from "./startup/server-file.js";
 import { openStore } from "./store/open.js";
@@ -81,7 +83,9 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(() => deps.exporter.close());
     await forgetExports(deps);
     undo.push(() => deps.background.close());
-    const dispatcher = dispatch({ config, options, python, deps, owner });
+    const processor = options.inference ? unmeasured : measure({ config, options, python, log });
+    undo.push(() => processor.close());
+    const dispatcher = dispatch({ config, options, python, deps, owner, processor });
     undo.push(() => dispatcher.close());
     const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
     const settings = { version, startedAt: systemClock.now(), allowedHosts: hostsOf(config), home: config.home };
@@ -174,7 +178,26 @@ function modelProcesses({ config, options, python, log }: Parts & { log: Log }):
   });
 }
 
-function dispatch({ config, options, python, deps, owner }: Parts & { deps: AppDeps; owner: string }): Dispatcher {
+/** With the threads of a trainer. */
+function measure({ config, options, python, log }: Parts & { log: Log }): Processor {
+  const { trainerThreads } = sharesOf(config);
+  return measureProcessor({
+    home: config.home,
+    python,
+    environment: { ...trainerEnvironment(options.env, trainerThreads), PYTHONPATH: trainerSource },
+    name: processorName(trainerThreads),
+    log,
+  });
+}
+
+function dispatch({
+  config,
+  options,
+  python,
+  deps,
+  owner,
+  processor,
+}: Parts & { deps: AppDeps; owner: string; processor: Processor }): Dispatcher {
   const shares: Shares = sharesOf(config);
   const runner = localRunner({
     runsFolder: join(config.home, "blobs", "runs"),
@@ -183,7 +206,12 @@ function dispatch({ config, options, python, deps, owner }: Parts & { deps: AppD
     extraEnvironment: { PYTHONPATH: trainerSource },
     niceness: 5,
   });
-  const machine = { memoryBytes: shares.trainingBytes, cores: shares.cores };
+  const machine = {
+    memoryBytes: shares.trainingBytes,
+    cores: shares.trainerThreads,
+    name: processorName(shares.trainerThreads),
+    product: processor.product,
+  };
   return startDispatcher(
     { ...deps, runner, validate: async (run) => void (await validateRun({ ...deps, machine }, run)) },
     {

@@ -20,7 +20,7 @@ const actions: RunAction[] = [
   { type: "trainer_died", error, canRetry: true, progressed: false, at },
   { type: "trainer_died", error, canRetry: true, progressed: true, at },
   { type: "trainer_died", error, canRetry: false, progressed: false, at },
-  { type: "succeeded", fineTunedModel: "ft:x", resultFile: "file-1", trainedTokens: 7, at },
+  { type: "succeeded", fineTunedModel: "ft:x", resultFile: "file-1", trainedTokens: 7, trainSeconds: 5, at },
 ];
 
 function after(run: Run, ...path: RunAction["type"][]): Run {

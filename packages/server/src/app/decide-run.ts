@@ -2,10 +2,11 @@
 import type { RowKind } from "@fettle/contract";
 import type { AdapterShape } from "../domain/adapter-shape.js";
 import { type Chosen, chooseWay, familiesFor } from "../domain/compatibility.js";
-import { memoryBytes, secondsRange } from "../domain/estimate.js";
+import { memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
-import type { Run, RunAction } from "../domain/job.js";
+import type { Estimate, Run, RunAction } from "../domain/job.js";
 import { type LabelSet, labelSet } from "../domain/labels.js";
+import { paceOf, type Trained } from "../domain/pace.js";
 import { type Decided, decided, refused } from "../domain/refusal.js";
 import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
 import type { RowFacts } from "./held-out.js";
@@ -19,7 +20,9 @@ export interface RunFacts {
   /** Null when the model is no LoRA adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
-  machine: { memoryBytes: number; cores: number };
+  machine: { memoryBytes: number; cores: number; name: string; product: number | null };
+  /** What ended well on this machine. */
+  trained: readonly Trained[];
   /** The models of this machine: for naming one that would do. */
   known: readonly BaseModel[];
   training: DataReport | null;
@@ -133,10 +136,10 @@ function hyperparametersFor(
 }
 
 function estimateFor(
-  { run, model, facts, machine, known }: RunFacts,
+  { run, model, facts, machine, trained, known }: RunFacts,
   { task, method }: Chosen,
   { values }: Resolved,
-): Decided<NonNullable<Run["estimate"]>> {
+): Decided<Estimate> {
   const { base } = model;
   const length = Math.min(values.max_length, Math.max(16, facts.longestRow));
   const load = {
@@ -146,12 +149,13 @@ function estimateFor(
   const needed = memoryBytes(base, load);
   if (needed > machine.memoryBytes)
     return tooLarge({ model: run.model, base, load, available: machine.memoryBytes, known });
-  const work = {
-    tokens: facts.numTrainTokens,
-    epochs: values.num_train_epochs,
-    method,
-    family: base.family,
-    cores: machine.cores,
-  };
-  return decided({ seconds: secondsRange(base, work), memoryBytes: needed, tokens: work.tokens * work.epochs });
+  const work = { tokens: facts.numTrainTokens, epochs: values.num_train_epochs, method, family: base.family };
+  const pace = paceOf({ baseModel: base.name, method, cores: machine.cores, trained, product: machine.product });
+  return decided({
+    seconds: secondsRange(operationsOf(base, work), pace),
+    memoryBytes: needed,
+    tokens: work.tokens * work.epochs,
+    basis: pace.basis,
+    machine: machine.name,
+  });
 }

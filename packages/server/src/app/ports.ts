@@ -202,6 +202,8 @@ export interface RunStore {
   list(projectId: string, page: PageRequest & { metadata?: Record<string, string> | undefined }): Promise<Page<Run>>;
   /** All runs of all projects with one of these statuses, oldest first (for the dispatcher). */
   withStatus(statuses: readonly RunStatus[]): Promise<Run[]>;
+  /** The runs of a project that succeeded, the newest first. */
+  succeeded(projectId: string, limit: number): Promise<Run[]>;
   /**
    * The one way a run changes: reads it FOR UPDATE, applies `change` (pure), writes run and events in one
    * transaction. `lease` given: refused with StaleLease unless it is still the owner. `change` returning null: nothing is written.

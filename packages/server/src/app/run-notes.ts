@@ -3,7 +3,7 @@ import type { RowFacts } from "./held-out.js";
 import type { Chosen } from "../domain/compatibility.js";
 import { type Choice, notUsed } from "../domain/hyperparameters.js";
 import { gigabytes } from "../domain/estimate.js";
-import type { Run } from "../domain/job.js";
+import type { Estimate } from "../domain/job.js";
 
 export interface Note {
   level: "info" | "warn";
@@ -63,12 +63,12 @@ export function choiceNotes(choices: readonly Choice[]): Note[] {
   }));
 }
 
-export function estimateNote({ tokens, seconds, memoryBytes }: NonNullable<Run["estimate"]>): Note {
+export function estimateNote({ tokens, seconds, memoryBytes, basis }: Estimate): Note {
   const [least, most] = seconds;
   return {
     level: "info",
-    message: `Estimate: about ${tokens} tokens, ${duration(least)} to ${duration(most)}, ${gigabytes(memoryBytes)} of memory.`,
-    data: { tokens, seconds, memory_bytes: memoryBytes },
+    message: `Estimate: about ${tokens} tokens, ${duration(least)} to ${duration(most)}, ${gigabytes(memoryBytes)} of memory. The time rests on ${basis}.`,
+    data: { tokens, seconds, memory_bytes: memoryBytes, basis },
   };
 }
 

@@ -8,12 +8,17 @@ import { surveyRows } from "./held-out.js";
 import { resolveModel } from "./models.js";
 import type { FileRecord, NewRunEvent } from "./ports.js";
 import { minTrainingRows } from "./process-file.js";
+import { trainedHere } from "./trained-here.js";
 import type { DomainRefusal } from "../domain/refusal.js";
 
 export interface Machine {
   /** What training may take. */
   memoryBytes: number;
   cores: number;
+  /** Processor and threads: what was timed on another says nothing here. */
+  name: string;
+  /** Floating point operations a second of a product of matrices on all cores; null: not measured yet. */
+  product(): number | null;
 }
 
 export interface ValidateRunDeps extends Pick<AppDeps, "store" | "blobs" | "catalogue" | "clock" | "ids"> {
@@ -62,13 +67,15 @@ async function decide(
   try {
     const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
     const facts = await surveyRows(deps.blobs, run);
+    const known = await deps.catalogue.list();
     return decideRun({
       run,
       model,
       adapter: await adapterOf(deps, { projectId: run.projectId, model }),
       facts,
-      machine: deps.machine,
-      known: await deps.catalogue.list(),
+      machine: { ...deps.machine, product: deps.machine.product() },
+      trained: await trainedHere(deps.store, { projectId: run.projectId, machine: deps.machine.name, known }),
+      known,
       training: files.training.report,
       validation: files.validation?.report ?? null,
     });

@@ -307,6 +307,7 @@ class RunWatch {
           fineTunedModel: model.name,
           resultFile: file.id,
           trainedTokens: finished.trained_tokens,
+          trainSeconds: finished.train_seconds,
           at: now,
         }),
     });

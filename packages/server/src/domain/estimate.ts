@@ -1,5 +1,6 @@
 /** How much memory and time a run will take, before it starts. Pure. An estimate, on the high side: fp32, no recomputation. */
 import type { Family, Method } from "@fettle/contract";
+import type { Pace } from "./pace.js";
 
 export interface ModelSize {
   numParameters: number;
@@ -58,25 +59,25 @@ export interface Work {
   epochs: number;
   method: Method;
   family: Family;
-  cores: number;
 }
 
-/** Floating point operations a second and core, from a loaded or old core to a fast one with AVX-512. */
-const flopsPerCore: readonly [slow: number, fast: number] = [12e9, 60e9];
-/** Loading, tokenising, saving and the check of the saved model. */
-const overheadSeconds: readonly [least: number, most: number] = [8, 45];
-
-/** Seconds from start to end, [least, most], on CPU. Operations per parameter and token: 2 forward, 2 for the inputs' gradients, 2 for the weights'. */
-export function secondsRange(size: ModelSize, { tokens, epochs, method, family, cores }: Work): [number, number] {
+/** Floating point operations of training. Per parameter and token: 2 forward, 2 for the inputs' gradients, 2 for the weights'. */
+export function operationsOf(size: ModelSize, { tokens, epochs, method, family }: Work): number {
   const perToken = { full: 6, lora: 4, head: 2 }[method];
   // The embedding is looked up, not multiplied with; a decoder's counts once more as its output map.
   const embedding = size.vocabSize * size.hiddenSize;
   const multiplied =
     family === "encoder" ? Math.max(size.numParameters - embedding, size.numParameters * 0.1) : size.numParameters;
-  const operations = perToken * multiplied * tokens * epochs;
-  const [slow, fast] = flopsPerCore;
+  return perToken * multiplied * tokens * epochs;
+}
+
+/** Loading, tokenising, saving and the check of the saved model. */
+const overheadSeconds: readonly [least: number, most: number] = [8, 45];
+
+/** Seconds from start to end, [least, most]. */
+export function secondsRange(operations: number, { slow, fast }: Pick<Pace, "slow" | "fast">): [number, number] {
   const [least, most] = overheadSeconds;
-  return [Math.round(operations / (fast * cores) + least), Math.round(operations / (slow * cores) + most)];
+  return [Math.round(operations / fast + least), Math.round(operations / slow + most)];
 }
 
 export const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;

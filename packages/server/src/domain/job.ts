@@ -24,6 +24,16 @@ export interface RunRequest {
   integrations: unknown[] | null;
 }
 
+export interface Estimate {
+  seconds: [least: number, most: number];
+  memoryBytes: number;
+  tokens: number;
+  /** What the seconds rest on, in words; absent in runs of earlier versions, as `machine` is. */
+  basis?: string;
+  /** The machine it was made for. */
+  machine?: string;
+}
+
 export interface Run {
   id: string;
   projectId: string;
@@ -45,7 +55,7 @@ export interface Run {
   method: Method | null;
   hyperparameters: Hyperparameters | null;
   labels: string[] | null;
-  estimate: { seconds: [number, number]; memoryBytes: number; tokens: number } | null;
+  estimate: Estimate | null;
   /** Trainer processes started so far. */
   attempt: number;
   /** Trainers that died in a row without a new checkpoint between them; absent is 0. */
@@ -56,6 +66,8 @@ export interface Run {
   totalSteps: number | null;
   etaAt: number | null;
   trainedTokens: number | null;
+  /** Spent in optimiser steps, of all attempts; absent until the run has succeeded. */
+  trainSeconds?: number;
   fineTunedModel: string | null;
   resultFile: string | null;
   error: { code: ErrorCode; message: string; param: string | null } | null;
@@ -97,7 +109,14 @@ export type RunAction =
   /** `progressed`: it had written a checkpoint of its own. */
   /** `progressed`: it had written a checkpoint of its own before. */
   | { type: "trainer_died"; error: NonNullable<Run["error"]>; canRetry: boolean; progressed: boolean; at: number }
-  | { type: "succeeded"; fineTunedModel: string; resultFile: string | null; trainedTokens: number; at: number };
+  | {
+      type: "succeeded";
+      fineTunedModel: string;
+      resultFile: string | null;
+      trainedTokens: number;
+      trainSeconds: number;
+      at: number;
+    };
 
 export type Transition = { ok: true; run: Run } | { ok: false; reason: string };
 
@@ -185,13 +204,14 @@ function training(run: Run, action: Of<"progressed" | "trainer_stopped" | "train
     case "trainer_died":
       return trainerGone(run, action);
     case "succeeded": {
-      const { fineTunedModel, resultFile, trainedTokens, at } = action;
+      const { fineTunedModel, resultFile, trainedTokens, trainSeconds, at } = action;
       return to(run, {
         status: "succeeded",
         wanted: null,
         fineTunedModel,
         resultFile,
         trainedTokens,
+        trainSeconds,
         finishedAt: at,
         etaAt: null,
       });

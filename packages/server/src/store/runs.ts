@@ -37,6 +37,11 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
         ])
       ).map((row) => row.record);
     },
+    async succeeded(projectId, limit) {
+      const sql =
+        "select record from fettle.runs where project_id = $1 and status = 'succeeded' order by position desc limit $2";
+      return (await database.rows<RunRow>(sql, [projectId, limit])).map((row) => row.record);
+    },
     update: (id, change, lease) => database.transaction((sql) => updateRun(sql, { id, change, lease })),
     ingest: (lease, input) => database.transaction((sql) => ingest(sql, lease, input)),
     async offset(id) {

@@ -2,12 +2,11 @@ import fc from "fast-check";
 import { hyperparametersSchema } from "@fettle/contract";
 import { describe, expect, it } from "vitest";
 import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
-import { type Load, memoryBytes, secondsRange } from "../../src/domain/estimate.js";
+import { type Load, memoryBytes } from "../../src/domain/estimate.js";
 import { resolveHyperparameters, type Situation } from "../../src/domain/hyperparameters.js";
 import { labelSet } from "../../src/domain/labels.js";
 import { editDistance, nearestName } from "../../src/domain/nearest.js";
 
-const minilm = { numParameters: 22_713_216, hiddenSize: 384, numLayers: 6, vocabSize: 30_522 };
 const smollm = { numParameters: 134_515_008, hiddenSize: 576, numLayers: 30, vocabSize: 49_152 };
 
 describe("nearestName", () => {
@@ -249,14 +248,5 @@ describe("estimates", () => {
     const tiny = { ...load, batchSize: 1, length: 1, generates: false };
     expect(memoryBytes(smollm, { ...tiny, method: "full" }) - 0.7e9).toBeCloseTo(smollm.numParameters * 16, -7);
     expect(memoryBytes(smollm, tiny) - 0.7e9).toBeLessThan(smollm.numParameters * 5);
-  });
-
-  it("gives a range of seconds that grows with the work", () => {
-    const work = { tokens: 300_000, epochs: 3, method: "full" as const, family: "encoder" as const, cores: 2 };
-    const [least, most] = secondsRange(minilm, work);
-    expect(least).toBeGreaterThan(8);
-    expect(most).toBeGreaterThan(least);
-    expect(secondsRange(minilm, { ...work, method: "head" })[1]).toBeLessThan(most);
-    expect(secondsRange(minilm, { ...work, cores: 4 })[1]).toBeLessThan(most);
   });
 });

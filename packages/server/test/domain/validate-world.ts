@@ -56,6 +56,10 @@ export interface Setting {
   run?: Partial<Run>;
   file?: Partial<FileRecord>;
   memoryBytes?: number;
+  /** Of a product of matrices, in operations a second. */
+  product?: number;
+  /** Runs that succeeded before, the newest first. */
+  succeeded?: Run[];
   validationRows?: CanonicalRow[];
 }
 
@@ -141,6 +145,7 @@ export async function world({
     files: { get: async (_project: string, id: string) => files.get(id) ?? null },
     models: { get: async () => null, checkpoint: async () => null, list: async () => [] },
     runs: {
+      succeeded: async (_project: string, limit: number) => (setting.succeeded ?? []).slice(0, limit),
       update: async (_id: string, change: (current: Run) => { run: Run; events: NewRunEvent[] } | null) => {
         const next = change(run);
         if (next === null) return null;
@@ -161,7 +166,12 @@ export async function world({
     },
     clock: { now: () => 1000, every: () => () => undefined, sleep: async () => undefined },
     ids: { make: (prefix) => `${prefix}${events.length}`, bytes: (n) => new Uint8Array(n) },
-    machine: { memoryBytes: setting.memoryBytes ?? 16e9, cores: 2 },
+    machine: {
+      memoryBytes: setting.memoryBytes ?? 16e9,
+      cores: 2,
+      name: "two cores",
+      product: () => setting.product ?? null,
+    },
   } satisfies ValidateRunDeps & { exporter: FakeExporter };
   const text = async (key: string): Promise<string> => {
     const parts: Uint8Array[] = [];

@@ -57,6 +57,20 @@ describe("runs", () => {
     }
   });
 
+  it("gives the newest runs of a project that succeeded", async () => {
+    const projectId = "proj_learning";
+    const first = await storedRun(store, { projectId, status: "succeeded", trainSeconds: 12.5 });
+    const second = await storedRun(store, { projectId, status: "succeeded" });
+    await storedRun(store, { projectId, status: "failed" });
+    await storedRun(store, { projectId });
+    await storedRun(store, { status: "succeeded", projectId: "proj_b" });
+    expect((await store.runs.succeeded(projectId, 9)).map((run) => [run.id, run.trainSeconds])).toEqual([
+      [second.id, undefined],
+      [first.id, 12.5],
+    ]);
+    expect((await store.runs.succeeded(projectId, 1)).map((run) => run.id)).toEqual([second.id]);
+  });
+
   it("pages newest first by cursor, and filters by metadata", async () => {
     const ids: string[] = [];
     for (let n = 0; n < 5; n++)

@@ -24,7 +24,12 @@ export function runObject(run: Run): RunObject {
     estimate:
       run.estimate === null
         ? null
-        : { seconds: run.estimate.seconds, memory_bytes: run.estimate.memoryBytes, tokens: run.estimate.tokens },
+        : {
+            seconds: run.estimate.seconds,
+            memory_bytes: run.estimate.memoryBytes,
+            tokens: run.estimate.tokens,
+            basis: run.estimate.basis ?? null,
+          },
     seed: run.seed,
     attempt: run.attempt,
     started_at: toSecondsOrNull(run.startedAt),
