@@ -40,6 +40,7 @@ describe("help", () => {
     "stop",
     "resume",
     "models",
+    "models export",
     "data",
     "data import",
     "data ls",

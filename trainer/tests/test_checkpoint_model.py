@@ -1,7 +1,10 @@
 """A checkpoint written as a model is what the run would have written at that step."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +154,27 @@ def test_pruned_damaged_and_foreign_checkpoints_are_refused_and_leave_nothing(
     assert [path.name for path in (run / "models").iterdir()] == [".lock"]
     assert main([*command, "--step", str(last), "--out", str(run / "models" / str(last))]) == 0
     assert (run / "models" / str(last) / "fettle.json").is_file()
+
+
+def test_the_command_ends_in_order_while_stdin_is_open_and_at_once_when_it_is_closed(tmp_path: Path) -> None:
+    spec = run_of(tmp_path, "chat", "lora")
+    environment = {**os.environ, "PYTHONPATH": str(Path(artefact.__file__).parents[1])}
+    command = [sys.executable, "-m", "fettle_trainer", "merge", "--json", "--end-with-stdin"]
+    command += ["--base", spec["base_model"]["path"], "--adapter", str(Path(spec["output_dir"]) / "artefact")]
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*command, "--out", str(tmp_path / out)], env=environment, **pipes)
+
+    whole = start("whole")
+    assert whole.wait(60) == 0, whole.stderr and whole.stderr.read()
+    assert whole.stdout
+    assert json.loads(whole.stdout.read().splitlines()[-1])["max_abs_diff"] < 1e-4
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+    left = start("left")
+    left.communicate(timeout=60)
+    assert left.returncode == 1
+    assert not (tmp_path / "left").exists()
 
 
 def test_merging_that_changes_answers_is_refused_and_writes_nothing(

@@ -21,6 +21,7 @@ import {
 import { type ClientOptions, Connection } from "./connection.js";
 import { FettleError } from "./error.js";
 import { Data, Files } from "./files.js";
+import { type ExportedModel, exportModel } from "./models.js";
 import { Runs } from "./runs.js";
 import { readEvents } from "./sse.js";
 
@@ -60,6 +61,11 @@ export class Fettle {
   /** Base models and the project's tuned ones. */
   async models(): Promise<ModelObject[]> {
     return (await this.connection.json({ method: "GET", path: "/api/models" }, modelListSchema)).data;
+  }
+
+  /** The files of a tuned model or checkpoint; `merged` folds an adapter into its base. */
+  exportModel(name: string, options: { merged?: boolean; signal?: AbortSignal } = {}): Promise<ExportedModel> {
+    return exportModel(this.connection, name, options);
   }
 
   /** Labels of one text or many, with the probability of each. */

@@ -5,6 +5,7 @@ import type { Context } from "./context.js";
 import { dataImport, dataList, dataShow } from "./data.js";
 import { doctor } from "./doctor.js";
 import { exitCodes, exitHelp } from "./exit.js";
+import { modelsExport } from "./export.js";
 import type { DemoOptions, Local } from "./local.js";
 import { keysCreate, keysList, keysRevoke, models } from "./models.js";
 import { logs, ps, resume, stop } from "./runs.js";
@@ -66,7 +67,8 @@ function adder(io: Run): Add {
     const command = withExamples(parent.command(name), examples).description(summary);
     command.option("--json", "one JSON document on stdout, talk on stderr");
     return command.action(async function (this: Command) {
-      const options = this.opts();
+      // `models` has options of its own and commands below: it takes `--json` wherever it stands.
+      const options = this.optsWithGlobals();
       const json = options["json"] === true;
       await io.run(json, () =>
         action(
@@ -246,15 +248,30 @@ function dataCommands(program: Command, add: Add): void {
 }
 
 function modelCommands(program: Command, add: Add): void {
-  add(
+  const list = add(
     program,
     {
       name: "models",
       summary: "Base models and your tuned ones.",
-      examples: ["fettle models", "fettle models --json"],
+      examples: ["fettle models", "fettle models --json", "fettle models export ft:… --merged --out my-model"],
     },
     (context) => models(context),
   );
+  add(
+    list,
+    {
+      name: "export <model>",
+      summary: "Save a tuned model or a checkpoint as a folder that other tools load.",
+      examples: [
+        "fettle models export ft:… --out my-adapter            an adapter, in PEFT's format",
+        "fettle models export ft:… --merged --out my-model     adapter and base as one model",
+      ],
+    },
+    (context, [model = ""], { out, merged }) =>
+      modelsExport(context, { model, out: String(out), merged: merged === true }),
+  )
+    .requiredOption("-o, --out <folder>", "an empty folder, or one that is not there yet")
+    .option("--merged", "fold an adapter into its base model");
 
   add(
     program,

@@ -1,0 +1,108 @@
+/** `models export`: a tuned model's files into a folder, whole or not at all. */
+import { randomBytes } from "node:crypto";
+import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import type { TarEntry } from "../tar.js";
+import type { Context } from "./context.js";
+import { CliError, exitCodes } from "./exit.js";
+import { bytes, printable } from "./text.js";
+
+export async function modelsExport(
+  context: Context,
+  { model, out, merged }: { model: string; out: string; merged: boolean },
+): Promise<number> {
+  const folder = resolve(out);
+  await requireRoom(folder);
+  context.draw(merged ? `  Merging ${model} …` : `  Asking for ${model} …`);
+  const exported = await context.client.exportModel(model, { merged, signal: context.signal });
+  if (merged && !exported.merged)
+    context.say(`${printable(model)} was tuned whole: there is nothing to merge. It is exported as it is.`);
+  const files = await writeFolder(context, folder, exported.files);
+  const total = files.reduce((sum, file) => sum + file.bytes, 0);
+  context.say(`  ${files.length} files, ${bytes(total)}, are in ${folder}`);
+  context.result({ model, folder, merged: exported.merged, files }, folder);
+  return exitCodes.ok;
+}
+
+/** A folder that is not there, or is empty. */
+async function requireRoom(folder: string): Promise<void> {
+  const names = await readdir(folder).catch((error: unknown) => {
+    if (codeOf(error) === "ENOENT") return [];
+    throw notWritable(folder, error);
+  });
+  if (names.length === 0) return;
+  throw new CliError(
+    "conflict",
+    `${folder} holds ${names.length} files already, such as ${printable(names[0] ?? "")}. Give a folder that is empty or not there.`,
+    exitCodes.conflict,
+  );
+}
+
+interface Written {
+  name: string;
+  bytes: number;
+}
+
+/** Beside the folder first, so that what is there under its name is complete. */
+async function writeFolder(context: Context, folder: string, files: AsyncIterable<TarEntry>): Promise<Written[]> {
+  const partial = `${folder}.partial-${randomBytes(6).toString("hex")}`;
+  const written: Written[] = [];
+  try {
+    await local(partial, () => mkdir(partial, { recursive: true }));
+    for await (const file of files) {
+      await writeFile(context, join(partial, file.name), file);
+      written.push({ name: file.name, bytes: file.bytes });
+    }
+    // The archive may have ended in order just as Ctrl-C came.
+    context.signal.throwIfAborted();
+    await local(folder, () => rename(partial, folder));
+    return written;
+  } catch (error) {
+    await rm(partial, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+async function writeFile(context: Context, path: string, file: TarEntry): Promise<void> {
+  const out = await local(path, async () => {
+    await mkdir(dirname(path), { recursive: true });
+    return open(path, "wx");
+  });
+  try {
+    let done = 0;
+    for await (const chunk of file.content) {
+      await local(path, () => out.writeFile(chunk));
+      done += chunk.byteLength;
+      context.draw(`  ${file.name}: ${bytes(done)} of ${bytes(file.bytes)}`);
+    }
+    await local(path, () => out.sync());
+  } finally {
+    await out.close();
+  }
+}
+
+/** Faults of this disk, told as such. */
+async function local<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw notWritable(path, error);
+  }
+}
+
+function notWritable(path: string, error: unknown): CliError {
+  const code = codeOf(error);
+  if (code === "ENOSPC" || code === "EDQUOT")
+    return new CliError(
+      "disk_full",
+      `No space left for ${path}; nothing of the export was kept. Free space, then export again.`,
+      exitCodes.failed,
+    );
+  return new CliError(
+    "folder_not_writable",
+    `${path} cannot be written (${code || String(error)}). Give another folder with --out.`,
+    exitCodes.failed,
+  );
+}
+
+const codeOf = (error: unknown): string => (error instanceof Error && "code" in error ? String(error.code) : "");

@@ -1,0 +1,81 @@
+/** A tuned model's files, as they come from the server. */
+import { errorBodySchema, exportErrorName, exportMergedHeader } from "@fettle/contract";
+import type { Connection } from "./connection.js";
+import { errorFrom, FettleError } from "./error.js";
+import { readTar, type TarEntry } from "./tar.js";
+
+export interface ExportedModel {
+  /** False: not asked for, or the model was tuned whole and has nothing to merge. */
+  merged: boolean;
+  /** Each is to be read to its end. Throws FettleError; a server's error that came after the beginning too. */
+  files: AsyncIterable<TarEntry>;
+}
+
+export async function exportModel(
+  connection: Connection,
+  name: string,
+  options: { merged?: boolean; signal?: AbortSignal },
+): Promise<ExportedModel> {
+  const response = await connection.send({
+    method: "GET",
+    path: `/api/models/${encodeURIComponent(name)}/export`,
+    query: { merged: String(options.merged === true) },
+    headers: { accept: "application/x-tar" },
+    ...(options.signal && { signal: options.signal }),
+  });
+  return {
+    merged: response.headers.get(exportMergedHeader) === "true",
+    files: filesOf(response, name, options.signal),
+  };
+}
+
+async function* filesOf(response: Response, name: string, signal: AbortSignal | undefined): AsyncGenerator<TarEntry> {
+  const requestId = response.headers.get("x-request-id");
+  const broken = (why: string, cause?: unknown): FettleError =>
+    new FettleError(`The export of ${name} broke off: ${why}. Ask again; if it stays, see the server's log.`, {
+      status: response.status,
+      code: "invalid_response",
+      requestId,
+      cause,
+    });
+  const chunks = guarded((response.body ?? []) as AsyncIterable<Uint8Array>, (cause) => {
+    if (signal?.aborted) return cause;
+    return broken("the connection was cut", cause);
+  });
+  for await (const file of readTar(chunks, broken)) {
+    if (file.name === exportErrorName) throw await toldBy(response, file);
+    yield file;
+  }
+}
+
+async function* guarded(
+  chunks: AsyncIterable<Uint8Array>,
+  wrap: (cause: unknown) => unknown,
+): AsyncGenerator<Uint8Array> {
+  const iterator = chunks[Symbol.asyncIterator]();
+  try {
+    for (;;) {
+      const next = await iterator.next().catch((cause: unknown) => {
+        throw wrap(cause);
+      });
+      if (next.done) return;
+      yield next.value;
+    }
+  } finally {
+    await iterator.return?.().catch(() => undefined);
+  }
+}
+
+const maxErrorBytes = 1_000_000;
+
+async function toldBy(response: Response, file: TarEntry): Promise<FettleError> {
+  if (file.bytes > maxErrorBytes) return errorFrom(response, null);
+  const parts: Uint8Array[] = [];
+  for await (const part of file.content) parts.push(part);
+  const text = new TextDecoder().decode(Uint8Array.from(parts.flatMap((part) => [...part])));
+  try {
+    return errorFrom(response, errorBodySchema.parse(JSON.parse(text)));
+  } catch {
+    return errorFrom(response, null);
+  }
+}
