@@ -12,7 +12,7 @@ import { AppError } from "../domain/error.js";
 import { suggestion } from "../domain/nearest.js";
 import { type BundledModel, readBundled } from "./bundled.js";
 import { describeModel, type FetchCommand, type FetchProgress, fetchModel } from "./fetch.js";
-import { NotAModel, readModelFolder, readShape } from "./model-folder.js";
+import { type FolderFacts, NotAModel, readModelFolder, readShape, stampOf } from "./model-folder.js";
 
 export interface CatalogueOptions {
   /** FETTLE_HOME, absolute. */
@@ -36,6 +36,8 @@ const hubName = /^[A-Za-z0-9][\w.-]{0,95}\/[A-Za-z0-9][\w.-]{0,95}$/;
 export class FolderCatalogue implements Catalogue {
   private readonly bundled: Promise<BundledModel[]>;
   private readonly preparing = new Map<string, Promise<BaseModel>>();
+  /** What folders held when they were last read, by path. */
+  private readonly read = new Map<string, { stamp: string; facts: FolderFacts }>();
   private readonly described = new Map<string, { model: BaseModel | null; at: number }>();
 
   constructor(private readonly options: CatalogueOptions) {
@@ -59,11 +61,11 @@ export class FolderCatalogue implements Catalogue {
   /** Throws `model_unavailable` when a folder of this name is there but holds no usable model. */
   async find(name: string): Promise<BaseModel | null> {
     const configured = this.options.models.find((model) => model.name === name);
-    if (configured !== undefined) return fromFolder(name, configured.path);
+    if (configured !== undefined) return this.fromFolder(name, configured.path);
     const bundled = (await this.bundled).find((model) => model.name === name);
     if (bundled !== undefined) return this.fromBundle(bundled);
     const folder = (await this.placedFolders()).find((candidate) => nameOfFolder(candidate) === name);
-    if (folder !== undefined) return fromFolder(name, join(this.modelsDir, folder));
+    if (folder !== undefined) return this.fromFolder(name, join(this.modelsDir, folder));
     return hubName.test(name) && !this.options.hub.offline ? this.onHub(name) : null;
   }
 
@@ -83,7 +85,7 @@ export class FolderCatalogue implements Catalogue {
     const dest = join(this.modelsDir, name.replace("/", "--"));
     this.options.log.info({ model: name }, "fetching a base model");
     await fetchModel(this.command, { name, dest, onProgress: this.options.onProgress ?? (() => undefined) });
-    const model = await fromFolder(name, dest);
+    const model = await this.fromFolder(name, dest);
     return { ...model, licence: known.licence, source: known.source };
   }
 
@@ -142,12 +144,37 @@ export class FolderCatalogue implements Catalogue {
 
   private async readable(name: string, path: string): Promise<BaseModel | null> {
     try {
-      return await fromFolder(name, path);
+      return await this.fromFolder(name, path);
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
       this.options.log.warn({ model: name, path }, error.message);
       return null;
     }
+  }
+
+  /** Throws AppError `model_unavailable` when the folder is no model. */
+  private async fromFolder(name: string, path: string): Promise<BaseModel> {
+    try {
+      const facts = await this.factsOf(path);
+      return { name, path, ...facts, licence: "unknown", source: name.includes("/") ? "hub" : "local" };
+    } catch (cause) {
+      if (!(cause instanceof NotAModel)) throw cause;
+      throw new AppError("model_unavailable", `The model "${name}" cannot be used. ${cause.message}`, {
+        param: "model",
+        cause,
+      });
+    }
+  }
+
+  /** Read again once the folder or its config changed; a folder that is no model is read each time. */
+  private async factsOf(path: string): Promise<FolderFacts> {
+    const stamp = await stampOf(path);
+    const known = this.read.get(path);
+    if (known !== undefined && known.stamp === stamp) return known.facts;
+    const facts = await readModelFolder(path);
+    // Taken before the reading: what changed meanwhile has another stamp.
+    if (stamp !== null) this.read.set(path, { stamp, facts });
+    return facts;
   }
 
   private async onHub(name: string): Promise<BaseModel | null> {
@@ -181,17 +208,3 @@ export class FolderCatalogue implements Catalogue {
 }
 
 const nameOfFolder = (folder: string): string => folder.replace("--", "/");
-
-/** Throws AppError `model_unavailable` when the folder is no model. */
-async function fromFolder(name: string, path: string): Promise<BaseModel> {
-  try {
-    const shape = await readModelFolder(path);
-    return { name, path, ...shape, licence: "unknown", source: name.includes("/") ? "hub" : "local" };
-  } catch (cause) {
-    if (!(cause instanceof NotAModel)) throw cause;
-    throw new AppError("model_unavailable", `The model "${name}" cannot be used. ${cause.message}`, {
-      param: "model",
-      cause,
-    });
-  }
-}

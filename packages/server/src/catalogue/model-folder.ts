@@ -97,8 +97,23 @@ function familyOf(config: z.infer<typeof configSchema>, where: string): Family {
   );
 }
 
+export type FolderFacts = ModelShape & { numParameters: number };
+
+/** Changes when a file comes, goes or is replaced, or the config is written to; null when either is not there. */
+export async function stampOf(folder: string): Promise<string | null> {
+  try {
+    const [own, config] = await Promise.all([
+      stat(folder, { bigint: true }),
+      stat(join(folder, "config.json"), { bigint: true }),
+    ]);
+    return [own.ino, own.mtimeNs, config.ino, config.mtimeNs, config.size].join(" ");
+  } catch {
+    return null;
+  }
+}
+
 /** Reads the folder. Throws NotAModel. */
-export async function readModelFolder(folder: string): Promise<ModelShape & { numParameters: number }> {
+export async function readModelFolder(folder: string): Promise<FolderFacts> {
   const path = join(folder, "config.json");
   const text = await readFile(path, "utf8").catch(() => null);
   if (text === null)

@@ -1,10 +1,10 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FolderCatalogue } from "../../src/catalogue/catalogue.js";
 import type { FetchProgress } from "../../src/catalogue/fetch.js";
-import { writeTinyModel } from "./tiny-model.js";
+import { bertConfig, writeTinyModel } from "./tiny-model.js";
 
 const root = resolve(import.meta.dirname, "../../../..");
 const warnings: string[] = [];
@@ -84,6 +84,28 @@ describe("catalogue", () => {
       "smollm2-135m-instruct",
       "acme/tiny",
     ]);
+  });
+
+  it("reads a folder once, and again when its config or its files have changed", async () => {
+    const folder = join(home, "elsewhere");
+    await writeTinyModel(folder);
+    const catalogue = open({ models: [{ name: "mine", path: folder }] });
+    const before = await catalogue.find("mine");
+    // In place: neither the folder nor its config shows it, so a second reading would.
+    await writeFile(join(folder, "model.safetensors"), "no header");
+    expect(await catalogue.find("mine")).toEqual(before);
+
+    await writeTinyModel(join(home, "other"));
+    await rename(join(home, "other", "model.safetensors"), join(folder, "model.safetensors"));
+    await writeFile(join(folder, "config.json"), JSON.stringify({ ...bertConfig, max_position_embeddings: 64 }));
+    expect(await catalogue.find("mine")).toMatchObject({ contextLength: 64, numParameters: 44 });
+
+    await rename(join(folder, "model.safetensors"), join(home, "away"));
+    await expect(catalogue.find("mine")).rejects.toMatchObject({ code: "model_unavailable" });
+    await rename(join(home, "away"), join(folder, "model.safetensors"));
+    expect(await catalogue.find("mine")).toMatchObject({ numParameters: 44 });
+    await rm(folder, { recursive: true });
+    await expect(catalogue.find("mine")).rejects.toMatchObject({ code: "model_unavailable" });
   });
 
   it("says why a folder is no model when it is asked for, and leaves it out of the list with a warning", async () => {
