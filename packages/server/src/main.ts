@@ -17,6 +17,7 @@ import { processFile } from "./app/process-file.js";
 import { validateRun } from "./app/validate-run.js";
 import { startBackground } from "./background/dbos.js";
 import { localBlobs } from "./blobs/local.js";
+import { removePartials } from "./blobs/partial.js";
 import { FolderCatalogue } from "./catalogue/catalogue.js";
 import { type Config, loadConfig } from "./config.js";
 import { createApp } from "./http/app.js";
@@ -75,6 +76,7 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
   try {
     const listening = await listen(config.server);
     undo.push(() => listening.close(graceMs));
+    await removePartials(blobFolder(config));
     const python = config.python ?? join(repository, ".venv", "bin", "python");
     const [database] = await Promise.all([openStore(config), options.inference ? null : checkPython(python)]);
     undo.push(() => database.close());
@@ -109,6 +111,8 @@ function hearRejections(log: Log): () => Promise<unknown> {
 const hostsOf = ({ server }: Config): string[] =>
   [...server.allowedHosts, server.host].map((host) => host.toLowerCase());
 
+const blobFolder = ({ home }: Config): string => join(home, "blobs");
+
 interface Parts {
   config: Config;
   options: StartOptions;
@@ -123,7 +127,7 @@ function compose({
   store,
   databaseUrl,
 }: Parts & { log: Log; store: AppDeps["store"]; databaseUrl: string }): AppDeps {
-  const blobs = localBlobs(join(config.home, "blobs"));
+  const blobs = localBlobs(blobFolder(config));
   const reader = dataReader();
   const background = startBackground({
     databaseUrl,

@@ -1,10 +1,11 @@
 /** Blobs on the local disk, below one folder. A blob is there whole or not at all. */
-import { createHash, randomBytes } from "node:crypto";
+import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
 import { dirname, join, relative, sep } from "node:path";
 import type { Blobs } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
+import { partialOf } from "./partial.js";
 
 /** Parts of a key: made by us, so anything else is a fault of ours or an attack. */
 const keyPart = /^(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}$/;
@@ -71,7 +72,7 @@ async function putBlob(
   body: AsyncIterable<Uint8Array>,
   maxBytes: number,
 ): Promise<{ bytes: number; sha256: string }> {
-  const partial = `${path}.partial-${randomBytes(6).toString("hex")}`;
+  const partial = partialOf(path);
   try {
     await mkdir(dirname(path), { recursive: true, mode: 0o700 });
     const written = await writeThrough(partial, body, maxBytes);
