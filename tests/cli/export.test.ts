@@ -113,6 +113,20 @@ describe("export", () => {
   });
 });
 
+it("a client that leaves in the middle of a large file leaves nothing on the server", async () => {
+  const { exporter, deps } = server.world;
+  exporter.weights = "x".repeat(32 * 1024 * 1024);
+  const leaving = new AbortController();
+  const response = await fetch(
+    `${server.baseURL.replace(/\/v1$/, "")}/api/models/${encodeURIComponent(tuned.model)}/export?merged=true`,
+    { headers: { authorization: `Bearer ${server.apiKey}` }, signal: leaving.signal },
+  );
+  await response.body?.getReader().read();
+  expect(await deps.blobs.list("exports")).not.toEqual([]);
+  leaving.abort();
+  await expect.poll(() => deps.blobs.list("exports")).toEqual([]);
+});
+
 describe("a server that means no good", () => {
   let hostile: Server;
   let body: Uint8Array;

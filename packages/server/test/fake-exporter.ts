@@ -6,6 +6,8 @@ import type { Exporter } from "../src/app/ports.js";
 export class FakeExporter implements Exporter {
   checkpoints: Parameters<Exporter["checkpoint"]>[0][] = [];
   merges: Parameters<Exporter["merge"]>[0][] = [];
+  /** Of a merged model. */
+  weights = "base and adapter";
   /** Thrown instead of writing. */
   failure: Error | null = null;
   /** Waited for before writing; a merge that is aborted meanwhile fails. */
@@ -30,7 +32,7 @@ export class FakeExporter implements Exporter {
         new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason))),
       ]);
     if (this.failure !== null) throw this.failure;
-    await writeModel(input.out, { "config.json": "{}", "model.safetensors": "base and adapter" });
+    await writeModel(input.out, { "config.json": "{}", "model.safetensors": this.weights });
   }
 
   async close(): Promise<void> {}
