@@ -2,7 +2,7 @@
  * Our trainer beside the engines people use, on the same rows, weights and first adapter, alternating runs.
  *
  *   npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps 3]
- *                            [--held-out 32] [--peer-flags defaults|best]
+ *                            [--held-out 32] [--peer-flags defaults|best] [--rows N]
  *
  * For each work and each of the peer's two settings (its defaults, and the fastest of its documented flags, found by
  * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. Measure on an idle machine:
@@ -45,6 +45,7 @@ interface Row {
   roofline_fraction: number;
   pairs: number;
   steps: number;
+  rows_per_step: number;
 }
 
 interface Machine {
@@ -158,6 +159,7 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     roofline_fraction: (rate * 2 * work.productWeights * work.passes) / roof,
     pairs,
     steps: ours[0]?.steps.length ?? 0,
+    rows_per_step: work.rowsPerStep,
   };
 }
 
@@ -168,7 +170,8 @@ async function describeMachine(threads: number): Promise<Machine> {
 }
 
 const usage = `npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps 3]
-                         [--held-out 32] [--peer-flags defaults|best]`;
+                         [--held-out 32] [--peer-flags defaults|best] [--rows N]
+Rows in a step are the work's own (8 or 32) unless --rows says less: for settings that take minutes a row.`;
 
 function print(rows: Row[], machine: Machine): void {
   const { float32, bfloat16 } = machine.gflops;
@@ -195,9 +198,12 @@ async function main(): Promise<void> {
       "peer-flags": { type: "string" },
       "probe-steps": { type: "string", default: "3" },
       "held-out": { type: "string", default: "32" },
+      rows: { type: "string" },
     },
   });
-  const chosen = works.filter((work) => values.only === undefined || work.name === values.only);
+  const chosen = works
+    .filter((work) => values.only === undefined || work.name === values.only)
+    .map((work) => (values.rows === undefined ? work : { ...work, rowsPerStep: Number(values.rows) }));
   if (values.help || chosen.length === 0) {
     say(`${usage}\nWORK is one of ${works.map((work) => work.name).join(", ")}.`);
     process.exitCode = values.help ? 0 : 2;

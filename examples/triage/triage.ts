@@ -3,7 +3,7 @@ import { z } from "zod";
 
 export const products = ["billing", "login", "mobile", "export", "api"] as const;
 export const urgencies = ["low", "medium", "high"] as const;
-export const languages = ["en", "de", "fr", "es", "it"] as const;
+export const languages = ["en", "de", "fr"] as const;
 export type Language = (typeof languages)[number];
 export type Urgency = (typeof urgencies)[number];
 
@@ -48,4 +48,4 @@ export const slots: Record<string, readonly string[]> = {
   name: ["Ada", "Bruno", "Chiara", "Deniz", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas"],
 };
 
-export const systemPrompt = "Triage the support message as JSON: product, urgency, language, summary.";
+export const systemPrompt = "Triage as JSON: product, urgency, language, summary.";

@@ -60,12 +60,14 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def gemm_seconds(dtype: torch.dtype, size: int = 512) -> float:
-    """Fastest of a few products size x size x size."""
+def gemm_seconds(dtype: torch.dtype, *, patience: float = 0.1, size: int = 512) -> float:
+    """Fastest product size x size x size of about `patience` seconds of them. One at least: an emulated type
+    takes longer than that for each."""
     left = torch.ones(size, size, dtype=dtype)
     right = torch.ones(size, size, dtype=dtype)
     fastest = float("inf")
-    for _ in range(4):
+    end = time.perf_counter() + patience
+    while fastest == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
         torch.mm(left, right)
         fastest = min(fastest, time.perf_counter() - start)

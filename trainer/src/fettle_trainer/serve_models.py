@@ -21,6 +21,7 @@ from .generate_bytes import TokenBytes
 from .model_folder import check_model_folder
 from .prompt import PromptEncoder
 from .serve_artefact import Artefact, Pooling, read_artefact, read_pooling
+from .serve_linears import block_linears
 from .serve_refusal import ServeRefusal
 
 Family = Literal["decoder", "encoder", "seq2seq"]
@@ -63,6 +64,7 @@ def load_model(folder: Path, family: Family, *, device: torch.device, dtype: tor
     classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
     model, unset = _load(folder, family, classifies=classifies, dtype=dtype)
     model.to(device).eval()
+    block_linears(model)
     trunk = model if family == "seq2seq" else model.base_model
     if getattr(model, "_is_stateful", False):
         raise ServeRefusal(
