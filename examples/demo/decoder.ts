@@ -7,10 +7,10 @@ import { scoreTriages, type TriageScore } from "./triage-score.js";
 import { tune } from "./tune.js";
 
 export const decoderModel = "smollm2-135m-instruct";
-const defaultSize = { seed: 7, numTrain: 552, numHeldOut: 48 };
+const defaultSize = { seed: 7, numTrain: 556, numHeldOut: 44 };
 const numExamples = 3;
 /** The longest right answer has 28. */
-const maxTokens = 36;
+const maxTokens = 32;
 /** As many as the server answers at a time. */
 const atOnce = 16;
 

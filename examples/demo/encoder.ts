@@ -10,7 +10,7 @@ import { percent } from "./share.js";
 import { tune } from "./tune.js";
 
 export const encoderModel = "minilm-l6-v2";
-const defaultSize = { seed: 7, numTrain: 720, numTest: 300 };
+const defaultSize = { seed: 7, numTrain: 600, numTest: 300 };
 
 const metricsSchema = z.object({
   labels: z.array(z.string()),
