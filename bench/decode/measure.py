@@ -1,5 +1,5 @@
-"""``measure.py MODEL FOLDER THREADS PAIRS ROWS...``: seconds of a prompt and of a token step, plain layout of the
-linear layers and ours, on the same weights and the same cache, in turns. JSON on stdout."""
+"""``measure.py MODEL FOLDER THREADS PAIRS ROWS...``: seconds of a prompt and of a token step, linear layers
+in the plain layout and in ours, on the same weights and the same cache, in turns. JSON on stdout."""
 
 import copy
 import json
