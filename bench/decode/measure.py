@@ -54,7 +54,8 @@ def compare(models: tuple[Any, Any], num_rows: int, pairs: int) -> dict[str, Any
     return row
 
 
-def main(name: str, folder: Path, threads: int, rows: Sequence[int], *, pairs: int) -> None:
+def main(name: str, folder: Path, numbers: Sequence[int]) -> None:
+    threads, pairs, *rows = numbers
     torch.set_num_threads(threads)
     source = fetch(name, folder / name, lambda *_: None)
     plain: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
@@ -65,5 +66,4 @@ def main(name: str, folder: Path, threads: int, rows: Sequence[int], *, pairs: i
 
 
 if __name__ == "__main__":
-    model, where, numbers = sys.argv[1], Path(sys.argv[2]), [int(one) for one in sys.argv[3:]]
-    main(model, where, numbers[0], numbers[2:], pairs=numbers[1])
+    main(sys.argv[1], Path(sys.argv[2]), [int(one) for one in sys.argv[3:]])
