@@ -70,9 +70,10 @@ const maxErrorBytes = 1_000_000;
 
 async function toldBy(response: Response, file: TarEntry): Promise<FettleError> {
   if (file.bytes > maxErrorBytes) return errorFrom(response, null);
-  const parts: Uint8Array[] = [];
-  for await (const part of file.content) parts.push(part);
-  const text = new TextDecoder().decode(Uint8Array.from(parts.flatMap((part) => [...part])));
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const part of file.content) text += decoder.decode(part, { stream: true });
+  text += decoder.decode();
   try {
     return errorFrom(response, errorBodySchema.parse(JSON.parse(text)));
   } catch {

@@ -33,7 +33,7 @@ const leastSeconds = 5;
 /** Rows of other lengths, and other work beside it. */
 const sameModel = 1.5;
 const otherModel = 2.5;
-/** The share of a product's speed that training reaches on a CPU: 0.64 and 0.75 in the demo's two runs (docs/performance.md). */
+/** The share of a product's speed that training reaches on a CPU: a guess, wide on purpose, until a run has ended here. */
 const shareOfProduct: readonly [least: number, most: number] = [0.3, 0.9];
 /** Operations a second and core: from a loaded or old core to a fast one with AVX-512. */
 const assumedPerCore: readonly [slow: number, fast: number] = [12e9, 75e9];
