@@ -26,7 +26,8 @@ from fettle_trainer.data import Tokeniser, TokenRows, load_dataset
 from fettle_trainer.device import Compute
 from fettle_trainer.models import Loaded, load_for_training
 from fettle_trainer.spec import parse_spec
-from fettle_trainer.step import Stepper, macro_f1
+from fettle_trainer.step import Stepper
+from fettle_trainer.tasks.classification import macro_f1
 
 CPU = Compute(torch.device("cpu"), torch.float32, "test")
 KINDS = {

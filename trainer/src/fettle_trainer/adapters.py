@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .failure import TrainFailure
+from .spec import Task
+from .tasks import objective_of
 from .tensor_files import read_tensors
 
 _PREFIX = "base_model.model."
-_TASK_TYPES = {"chat": "CAUSAL_LM", "classification": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,12 @@ def adapter_tensors(model: Any, settings: LoraSettings) -> dict[str, Tensor]:
     return tensors
 
 
-def adapter_config(model: Any, settings: LoraSettings, *, task: str, base_name: str) -> dict[str, Any]:
+def adapter_config(model: Any, settings: LoraSettings, *, task: Task, base_name: str) -> dict[str, Any]:
     """adapter_config.json as PEFT 0.21 reads it."""
     names = [name for name, _ in lora_layers(model)]
     return {
         "peft_type": "LORA",
-        "task_type": _TASK_TYPES[task],
+        "task_type": objective_of(task).peft_task,
         "base_model_name_or_path": base_name,
         "r": settings.r,
         "lora_alpha": settings.alpha,

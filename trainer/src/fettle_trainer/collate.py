@@ -8,12 +8,15 @@ that 8 x 1, 4 x 2 and 1 x 8 see the same rows and give the same gradients.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from .data import TokenRows
 from .spec import Task
+from .tasks import objective_of
+from .tasks.objective import Feed
 
 # Rows sorted by length together, in windows: enough to make padding rare, few enough to stay shuffled.
 _WINDOWS_SORTED = 32
@@ -67,54 +70,42 @@ class Collator:
             return self._seq2seq(rows, chosen)
         return self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
 
+    def _feeds(self, rows: TokenRows, chosen: Sequence[int]) -> list[Feed]:
+        objective = objective_of(self.task)
+        return [
+            feed
+            for row in chosen
+            for feed in objective.feeds(rows.ids_of(row), rows.aux_of(row), rows.labels[row : row + 1])
+        ]
+
     def _packed(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
-        parts, positions, gather, targets = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
-        lengths = list[int]()
-        start = 0
-        for row in chosen:
-            ids = rows.ids_of(row)
-            used, places, wanted = self._supervised(rows, row, ids)
-            parts.append(used)
-            positions.append(torch.arange(len(used)))
-            gather.append(places + start)
-            targets.append(wanted)
-            lengths.append(len(used))
-            start += len(used)
+        feeds = self._feeds(rows, chosen)
+        lengths = [len(feed.ids) for feed in feeds]
+        starts = list(accumulate(lengths, initial=0))
         return Batch(
-            input_ids=torch.cat(parts)[None],
-            position_ids=torch.cat(positions)[None],
+            input_ids=torch.cat([feed.ids for feed in feeds])[None],
+            position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
             lengths=tuple(lengths),
-            gather_N=torch.cat(gather),
-            targets_N=torch.cat(targets),
+            gather_N=torch.cat([feed.places + start for feed, start in zip(feeds, starts, strict=False)]),
+            targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
         )
 
-    def _supervised(self, rows: TokenRows, row: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens to feed, positions that predict, and what they predict."""
-        if self.task == "classification":
-            return ids, torch.tensor([len(ids) - 1]), rows.labels[row : row + 1]
-        # Token j is predicted at j - 1; the last token predicts nothing and is not fed.
-        places = rows.aux_of(row)[1:].nonzero()[:, 0]
-        return ids[:-1], places, ids[1:][places]
-
     def _padded(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
-        feeds = [self._supervised(rows, row, rows.ids_of(row)) for row in chosen]
-        input_ids, mask = _pad([used for used, _, _ in feeds], self.pad_id)
+        feeds = self._feeds(rows, chosen)
+        input_ids, mask = _pad([feed.ids for feed in feeds], self.pad_id)
         width = input_ids.shape[1]
-        classify = self.task == "classification"
         types = None
-        if classify and any(len(rows.aux_of(row)) for row in chosen):
-            given = [
-                aux if len(aux := rows.aux_of(row)) else torch.zeros_like(rows.ids_of(row)) for row in chosen
-            ]
+        if any(feed.types is not None for feed in feeds):
+            given = [torch.zeros_like(feed.ids) if feed.types is None else feed.types for feed in feeds]
             types, _ = _pad(given, 0)
         return Batch(
             input_ids=input_ids,
             attention_mask=mask,
             token_type_ids=types,
-            gather_N=torch.cat([places + index * width for index, (_, places, _) in enumerate(feeds)]),
-            targets_N=torch.cat([wanted for _, _, wanted in feeds]),
+            gather_N=torch.cat([feed.places + index * width for index, feed in enumerate(feeds)]),
+            targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
         )

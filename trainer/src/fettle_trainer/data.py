@@ -16,8 +16,11 @@ from torch import Tensor
 
 from .failure import TrainFailure
 from .messages import PromptError
-from .prompt import PromptEncoder, TrainingSequence
+from .prompt import PromptEncoder
 from .spec import Task
+from .tasks import objective_of
+from .tasks.objective import TokenRow
+from .tasks.seq2seq import SEQ2SEQ_LABEL
 from .tensor_files import TensorFileError, integers, read_metadata, read_tensors, write_tensors
 
 _CACHE_VERSION = 2
@@ -40,8 +43,7 @@ _TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines")
 class TokenRows:
     """Tokenised rows in flat tensors. Row i is `ids[starts[i]:starts[i + 1]]`.
 
-    `aux` by task: chat, 1 where the token is learnt; seq2seq, the target ids; classification, token types of
-    text pairs, empty for single texts. `labels`: class of each row, 0 for other tasks.
+    What `aux` and `labels` hold is said by each task in `tasks/`.
     """
 
     ids: Tensor
@@ -81,9 +83,7 @@ class TokenRows:
         return ids + (aux if self.labels[row] == SEQ2SEQ_LABEL else 0)
 
     def num_label_tokens(self, task: Task) -> int:
-        if task == "classification":
-            return len(self)
-        return int(self.aux.sum()) if task == "chat" else int(self.aux.numel())
+        return objective_of(task).num_targets(len(self), self.aux)
 
     def select(self, rows: Sequence[int]) -> "TokenRows":
         index = torch.tensor(rows, dtype=torch.long)
@@ -98,9 +98,6 @@ class TokenRows:
         )
 
 
-SEQ2SEQ_LABEL = -1
-
-
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """`refused` holds the first 1000; `num_refused` counts all."""
@@ -112,14 +109,6 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class _TokenRow:
-    ids: list[int]
-    aux: list[int]
-    label: int
-    truncated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Tokeniser:
     """Rows of one task to ids. `max_length` bounds the tokens of a row (of each side, for seq2seq)."""
 
@@ -128,71 +117,15 @@ class Tokeniser:
     max_length: int
     labels: tuple[str, ...] | None = None
 
-    def encode(self, row: dict[str, Any]) -> list[_TokenRow]:
+    def encode(self, row: dict[str, Any]) -> list[TokenRow]:
         """Sequences of one row. Raises PromptError when it cannot be used."""
-        if self.task == "classification":
-            return [self._classification(row)]
-        if self.task == "seq2seq":
-            return [self._seq2seq(row)]
-        if "messages" in row:
-            sequences = self.prompts.chat_sequences(row["messages"], row.get("tools"))
-        else:
-            sequences = [self.prompts.completion_sequence(_text(row, "prompt"), _text(row, "completion"))]
-        return [self._fitted(sequence) for sequence in sequences]
+        return objective_of(self.task).encode(row, self)
 
     def key(self, content_sha256: str, tokenizer_sha256: str) -> str:
         """Name of the cache: changes with anything that changes an id."""
         parts = [_CACHE_VERSION, self.task, self.max_length, self.labels, content_sha256, tokenizer_sha256]
         parts.append(self.prompts.template_hash())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def _fitted(self, sequence: TrainingSequence) -> _TokenRow:
-        """Too long: the conversation ends after its last answer that fits whole. No answer is ever cut."""
-        fitting = [end for end in sequence.turn_ends if end <= self.max_length]
-        if not fitting:
-            raise PromptError(
-                "too_long",
-                f"The prompt and its first answer have {sequence.turn_ends[0]} tokens, more than max_length "
-                f"{self.max_length}. Shorten the row or raise max_length.",
-            )
-        end = fitting[-1]
-        learn = [int(one) for one in sequence.learn[:end]]
-        if not any(learn[1:]):
-            raise PromptError("no_answer", "No token is left to learn: write the answer.")
-        return _TokenRow(sequence.ids[:end], learn, 0, truncated=end < sequence.turn_ends[-1])
-
-    def _classification(self, row: dict[str, Any]) -> _TokenRow:
-        known = self.labels or ()
-        label = row.get("label")
-        if label not in known:
-            raise PromptError(
-                "unknown_label", f"The label {label!r} is none of the run's {len(known)} labels."
-            )
-        pair = row.get("text_pair")
-        text = self.prompts.classification_text(_text(row, "text"), pair, self.max_length)
-        return _TokenRow(text.ids, text.types, known.index(label), truncated=text.truncated)
-
-    def _seq2seq(self, row: dict[str, Any]) -> _TokenRow:
-        if not _text(row, "completion").strip():
-            raise PromptError("no_answer", "The completion is empty: write the text the model shall answer.")
-        source = self.prompts.classification_text(_text(row, "prompt"), None, self.max_length)
-        target = self.prompts.seq2seq_target(row["completion"])
-        if len(target) > self.max_length:
-            raise PromptError(
-                "too_long",
-                f"The completion has {len(target)} tokens, more than max_length {self.max_length}: it would "
-                "be learnt without its end. Shorten the row or raise max_length.",
-            )
-        return _TokenRow(source.ids, target, SEQ2SEQ_LABEL, truncated=source.truncated)
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise PromptError(
-            "row_kind", f"The row has no text field {name!r}: it is of another kind than the task."
-        )
-    return value
 
 
 def load_dataset(
@@ -217,7 +150,7 @@ def load_dataset(
 
 
 def _tokenise(path: Path, tokeniser: Tokeniser, before_row: Callable[[], None]) -> Dataset:
-    rows: list[tuple[_TokenRow, int]] = []
+    rows: list[tuple[TokenRow, int]] = []
     refused: list[Refusal] = []
     num_refused = 0
     for number, row in _read_rows(path):

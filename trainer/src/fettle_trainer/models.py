@@ -14,6 +14,7 @@ from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .spec import Family, Hyperparameters, Task, TrainSpec
+from .tasks import objective_of
 
 _DROPOUT_KEYS = (
     "dropout",
@@ -33,11 +34,6 @@ _DROPOUT_KEYS = (
     "attn_pdrop",
     "summary_first_dropout",
 )
-_AUTO_CLASS: dict[Task, str] = {
-    "chat": "AutoModelForCausalLM",
-    "classification": "AutoModelForSequenceClassification",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +111,10 @@ def load_model(
         for key in _DROPOUT_KEYS:
             if getattr(config, key, None) is not None:
                 setattr(config, key, dropout)
-    if task == "classification" and labels is not None:
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+    objective = objective_of(task)
+    objective.configure(config, labels)
     config.use_cache = False
-    loader: Any = getattr(library, _AUTO_CLASS[task])
+    loader: Any = getattr(library, objective.auto_class)
     try:
         model, info = loader.from_pretrained(
             folder,
@@ -131,7 +124,7 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa" if _knows_sdpa(loader, config) else "eager",
-            ignore_mismatched_sizes=task == "classification",
+            ignore_mismatched_sizes=objective.has_head,
             output_loading_info=True,
         )
     except ValueError as error:
@@ -145,7 +138,7 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]} | {
         str(entry[0]) for entry in info["mismatched_keys"]
     }
-    heads = _head_modules(model, missing) if task == "classification" else ()
+    heads = _head_modules(model, missing) if objective.has_head else ()
     unknown = [key for key in missing if not key.startswith(heads)] if heads else sorted(missing)
     if unknown:
         raise TrainFailure(

@@ -1,6 +1,5 @@
 """Forward and backward of micro-batches, and evaluation: the same code for both."""
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
-from .loss import LossSum, summed_cross_entropy
+from .loss import LossSum
 from .models import Loaded
 from .packing import segments
 from .spec import Task
-from .tensor_files import integers
+from .tasks import objective_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,7 @@ class Stepper:
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
+        self.objective = objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
@@ -68,12 +68,12 @@ class Stepper:
         return total / num_targets, correct / num_targets, num_tokens
 
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
-        return summed_cross_entropy(self.logits(batch), batch.targets_N, smoothing)
+        return self.objective.loss(self.logits(batch), batch, smoothing)
 
     def logits(self, batch: Batch) -> Tensor:
         """N x V at the batch's gathered positions."""
         with self._autocast():
-            if self.task == "classification":
+            if self.objective.reads == "rows":
                 return self._class_logits(batch)
             return self._token_logits(batch)
 
@@ -121,32 +121,26 @@ class Stepper:
     @torch.no_grad()
     def evaluate(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Evaluation:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
-        with the number of rows: each batch leaves three numbers, or its classes. `begin` as above."""
+        with the number of rows: each batch leaves three numbers, and what its metrics count.
+        `begin` as above."""
         self._model.eval()
         total, correct, count = 0.0, 0, 0
-        guesses: list[int] = []
-        targets: list[int] = []
+        scores = self.objective.scores()
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
                 batch = self.collate(rows, chosen)
                 begin(_size(batch))
                 batch = batch.to(self.device)
                 logits = self.logits(batch).float()
-                loss = summed_cross_entropy(logits, batch.targets_N)
+                loss = self.objective.loss(logits, batch, 0.0)
                 total += float(loss.total)
                 correct += loss.num_correct
                 count += batch.targets_N.numel()
-                if self.task == "classification":
-                    guesses += integers(logits.argmax(dim=-1))
-                    targets += integers(batch.targets_N)
+                scores.add(logits, batch)
         finally:
             self.loaded.set_training()
         mean = total / count
-        if self.task == "classification":
-            metrics = {"accuracy": correct / count, "f1_macro": macro_f1(guesses, targets)}
-        else:
-            metrics = {"perplexity": math.exp(min(mean, 700.0))}
-        return Evaluation(mean, correct / count, metrics)
+        return Evaluation(mean, correct / count, scores.metrics(mean))
 
 
 def _size(batch: Batch) -> int:
@@ -167,13 +161,3 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     if batch.position_ids is not None or batch.decoder_input_ids is not None:
         inputs["use_cache"] = False
     return inputs
-
-
-def macro_f1(guesses: Sequence[int], targets: Sequence[int]) -> float:
-    """Mean F1 over the classes that occur in either list."""
-    scores: list[float] = []
-    for label in sorted(set(guesses) | set(targets)):
-        hits = sum(g == t == label for g, t in zip(guesses, targets, strict=True))
-        named = guesses.count(label) + targets.count(label)
-        scores.append(2 * hits / named)
-    return sum(scores) / len(scores)

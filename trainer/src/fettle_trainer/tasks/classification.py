@@ -1,0 +1,81 @@
+"""One class a text, or pair of texts. `aux`: token types of pairs, empty for one text. `label`: the class."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..messages import PromptError
+from ..tensor_files import integers
+from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
+
+if TYPE_CHECKING:
+    from ..collate import Batch
+
+
+class Classification(Objective):
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task = "SEQ_CLS"
+    reads = "rows"
+    has_head = True
+
+    def configure(self, config: Any, labels: Sequence[str] | None) -> None:
+        if labels is not None:
+            name_outputs(config, labels)
+            config.problem_type = "single_label_classification"
+
+    def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
+        known = reader.labels or ()
+        label = row.get("label")
+        if label not in known:
+            raise PromptError(
+                "unknown_label", f"The label {label!r} is none of the run's {len(known)} labels."
+            )
+        pair = row.get("text_pair")
+        text = reader.prompts.classification_text(text_of(row, "text"), pair, reader.max_length)
+        return [TokenRow(text.ids, text.types, known.index(label), truncated=text.truncated)]
+
+    def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
+        # A packed decoder answers at its last token; other models find the place by themselves.
+        last = torch.tensor([len(ids) - 1])
+        return [Feed(ids, last, label, aux if len(aux) else None)]
+
+    def num_targets(self, num_rows: int, aux: Tensor) -> int:
+        return num_rows
+
+    def scores(self) -> Scores:
+        return _ClassScores()
+
+
+def name_outputs(config: Any, names: Sequence[str]) -> None:
+    config.num_labels = len(names)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+
+
+class _ClassScores(Scores):
+    def __init__(self) -> None:
+        self._guesses: list[int] = []
+        self._targets: list[int] = []
+
+    def add(self, logits_NV: Tensor, batch: "Batch") -> None:
+        self._guesses += integers(logits_NV.argmax(dim=-1))
+        self._targets += integers(batch.targets_N)
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        right = sum(g == t for g, t in zip(self._guesses, self._targets, strict=True))
+        return {
+            "accuracy": right / len(self._targets),
+            "f1_macro": macro_f1(self._guesses, self._targets),
+        }
+
+
+def macro_f1(guesses: Sequence[int], targets: Sequence[int]) -> float:
+    """Mean F1 over the classes that occur in either list."""
+    scores: list[float] = []
+    for label in sorted(set(guesses) | set(targets)):
+        hits = sum(g == t == label for g, t in zip(guesses, targets, strict=True))
+        named = guesses.count(label) + targets.count(label)
+        scores.append(2 * hits / named)
+    return sum(scores) / len(scores)

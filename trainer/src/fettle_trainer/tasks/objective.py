@@ -1,0 +1,109 @@
+"""What every task must say of itself: rows to ids, what a model is fed and asked, its loss, its metrics.
+
+    row ── encode ── TokenRow ── feeds ── (collate) ── logits ── loss
+                                                          └───── scores ── metrics
+
+A task is one file of this package; nothing else asks which task it is.
+Legend: N positions or rows with a target, V classes or vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from ..loss import LossSum, summed_cross_entropy
+from ..messages import PromptError
+from ..prompt import PromptEncoder
+
+if TYPE_CHECKING:
+    from ..collate import Batch
+
+# "vocabulary": the output head at the gathered positions. "rows": one answer a sequence.
+Reads = Literal["vocabulary", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A tokenised row. What `aux` and `label` hold is the task's own; see `TokenRows`."""
+
+    ids: list[int]
+    aux: list[int]
+    label: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One sequence for the model. The output at `places` (positions in `ids`) is asked, for `targets`."""
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+    types: Tensor | None = None
+
+
+class RowReader(Protocol):
+    """The tokeniser a row is read by. `max_length` bounds the tokens of a sequence."""
+
+    @property
+    def prompts(self) -> PromptEncoder: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def labels(self) -> tuple[str, ...] | None: ...
+
+
+class Scores(ABC):
+    """Takes the answers of an evaluation batch by batch. Keeps no logits."""
+
+    @abstractmethod
+    def add(self, logits_NV: Tensor, batch: "Batch") -> None: ...
+
+    @abstractmethod
+    def metrics(self, mean_loss: float) -> dict[str, float]: ...
+
+
+class Objective(ABC):
+    """`auto_class`: the class of transformers that has the output. `peft_task`: PEFT's name of the task.
+    `has_head`: the output is new for this task, trained and saved with an adapter."""
+
+    auto_class: ClassVar[str]
+    peft_task: ClassVar[str]
+    reads: ClassVar[Reads]
+    has_head: ClassVar[bool]
+
+    def configure(self, config: Any, labels: Sequence[str] | None) -> None:
+        """What the model's config must say before the model is made: here nothing, as it has its output."""
+        return
+
+    @abstractmethod
+    def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
+        """Sequences of one row. Raises PromptError when it cannot be used."""
+
+    @abstractmethod
+    def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
+        """What the model is fed of one tokenised row; `label` has one element."""
+
+    @abstractmethod
+    def num_targets(self, num_rows: int, aux: Tensor) -> int:
+        """Tokens, or rows, that are learnt; `aux` of all rows."""
+
+    @abstractmethod
+    def scores(self) -> Scores: ...
+
+    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+        """Summed over the targets; the caller divides by those of its window. May destroy the logits."""
+        return summed_cross_entropy(logits_NV, batch.targets_N, smoothing)
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """Raises PromptError when the row has no such text."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise PromptError(
+            "row_kind", f"The row has no text field {name!r}: it is of another kind than the task."
+        )
+    return value
