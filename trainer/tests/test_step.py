@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fettle_trainer.collate import Batch, Collator, epoch_windows, micro_batches
 from fettle_trainer.data import Tokeniser, TokenRows, load_dataset
 from fettle_trainer.device import Compute
 from fettle_trainer.models import Loaded, load_for_training
-from fettle_trainer.spec import parse_spec
+from fettle_trainer.spec import Task, parse_spec
 from fettle_trainer.step import Stepper
 from fettle_trainer.tasks.classification import macro_f1
 
@@ -77,6 +78,18 @@ def gradients(stepper: Stepper, rows: TokenRows, micro: Sequence[Sequence[int]])
     return {name: p.grad.clone() for name, p in stepper.loaded.trainable().items() if p.grad is not None}
 
 
+def plain_stepper(loaded: Loaded, task: Task) -> Stepper:
+    """The model as transformers has it, rows padded."""
+    make_plain(loaded)
+    return Stepper(replace(loaded, packed=False, kernels=None), task)
+
+
+def make_plain(loaded: Loaded) -> None:
+    if loaded.kernels is not None:
+        loaded.kernels.disable()
+    loaded.model.set_attn_implementation("sdpa")
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "qwen2", "t5", "bart"])
 def test_gradients_do_not_depend_on_accumulation(folder: Path, kind: str) -> None:
     loaded, rows, stepper = prepared(folder, kind)
@@ -99,9 +112,7 @@ def test_packed_rows_see_themselves_alone(folder: Path, kind: str) -> None:
     assert loaded.packed
     chosen = [3, 0, 5, 1, 1]
     packed = stepper.answers(rows, chosen)
-    loaded.model.set_attn_implementation("sdpa")
-    plain = Stepper(loaded, stepper.task)
-    plain.collate = Collator(stepper.task, False, loaded.pad_id)
+    plain = plain_stepper(loaded, stepper.task)
     alone = torch.cat([plain.answers(rows, [row]) for row in chosen])
     padded = plain.answers(rows, chosen)
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
@@ -112,9 +123,7 @@ def test_packed_rows_see_themselves_alone(folder: Path, kind: str) -> None:
 def test_packed_gradients_are_the_padded_ones(folder: Path) -> None:
     loaded, rows, stepper = prepared(folder, "llama")
     packed = gradients(stepper, rows, [[0, 1, 2, 3]])
-    loaded.model.set_attn_implementation("sdpa")
-    stepper.collate = Collator("chat", False, loaded.pad_id)
-    padded = gradients(stepper, rows, [[0, 1, 2, 3]])
+    padded = gradients(plain_stepper(loaded, "chat"), rows, [[0, 1, 2, 3]])
     for name, gradient in packed.items():
         torch.testing.assert_close(gradient, padded[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -162,7 +171,7 @@ def test_loss_is_the_mean_over_learnt_tokens(folder: Path) -> None:
     """Against transformers' own loss: labels of everything else are -100."""
     loaded, rows, stepper = prepared(folder, "llama")
     loss, accuracy, num_tokens = stepper.train_step(rows, [[0, 1], [2]], lambda _: None)
-    loaded.model.set_attn_implementation("sdpa")
+    make_plain(loaded)
     total, count, right = 0.0, 0, 0
     for row in range(3):
         ids, learn = rows.ids_of(row), rows.aux_of(row).bool()

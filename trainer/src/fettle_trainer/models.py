@@ -11,6 +11,8 @@ from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settin
 from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder
+from .kernels import Kernels
+from .kernels import enable as enable_kernels
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .spec import Family, Hyperparameters, Task, TrainSpec
@@ -38,8 +40,8 @@ _DROPOUT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `lora` None: the
-    model itself is trained. `max_length`: the row bound, lowered to what the model can take."""
+    """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what stands in
+    for the model's own layers. `lora` None: the model itself is trained. `max_length`: the row bound, lowered to what the model can take."""
 
     model: Any
     prompts: PromptEncoder
@@ -50,6 +52,7 @@ class Loaded:
     max_length: int
     pad_id: int
     start_id: int
+    kernels: Kernels | None = None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By name, in model order; tied weights once."""
@@ -82,7 +85,9 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     pad_id = _pad_id(model, prompts)
     lora = _prepare(model, spec, heads)
     model.to(compute.device)
-    packed = spec.base_model.family == "decoder" and enable_packing(model)
+    is_decoder = spec.base_model.family == "decoder"
+    kernels = enable_kernels(model, compute.dtype) if is_decoder else None
+    packed = kernels is not None or (is_decoder and enable_packing(model))
     return Loaded(
         model=model,
         prompts=prompts,
@@ -93,6 +98,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
         max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
         pad_id=pad_id,
         start_id=_start_id(model, pad_id),
+        kernels=kernels,
     )
 
 

@@ -6,7 +6,7 @@ runs row by row, so it is exact: no mask exists that could be wrong. Works on ev
 Legend: B rows, H heads, K key heads, S tokens of all rows, L tokens of one row, D head width.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, cast
@@ -29,6 +29,13 @@ def segments(lengths: Sequence[int]) -> Generator[None]:
         yield
     finally:
         _lengths = before
+
+
+def current_lengths() -> tuple[int, ...]:
+    """Raises RuntimeError outside of `segments`."""
+    if _lengths is None:
+        raise RuntimeError("Packed attention needs the lengths of the rows.")
+    return _lengths
 
 
 def segment_attention(_: nn.Module, *tensors: Tensor, **options: Any) -> tuple[Tensor, None]:
@@ -82,10 +89,7 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def enable(model: Any) -> bool:
-    """Switches the model to packed attention when it can do it exactly; False leaves it as it was.
-
-    Checked on the model itself: two rows packed must give what each gives alone.
-    """
+    """Switches the model to packed attention when it can do it exactly; False leaves it as it was."""
     from transformers import AttentionInterface
 
     # A softcap or attention sink would be ignored; such models keep their own attention.
@@ -97,23 +101,31 @@ def enable(model: Any) -> bool:
         return False
     before = config._attn_implementation
     cast("Any", AttentionInterface).register(IMPLEMENTATION, segment_attention)
+    if answers_alike(model, lambda: model.set_attn_implementation(IMPLEMENTATION)):
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+# Of the hidden states, relative: what the order of sums makes of them, and what a wrong mask never stays below.
+_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def answers_alike(model: Any, change: Callable[[], object]) -> bool:
+    """Whether two rows laid end to end, after `change`, give what each gave alone before it."""
+    config = model.config.get_text_config()
+    rows = [_probe_row(config, 11, 1), _probe_row(config, 6, 2)]
     was_training = model.training
     model.eval()
     try:
-        alone = [_hidden(model, [_probe_row(config, 11, 1)]), _hidden(model, [_probe_row(config, 6, 2)])]
-        model.set_attn_implementation(IMPLEMENTATION)
-        packed = _hidden(model, [_probe_row(config, 11, 1), _probe_row(config, 6, 2)])
-        expected = torch.cat(alone, dim=1)
-        scale = float(expected.abs().max())
-        tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
-        if bool((packed - expected).abs().max() <= tolerance * max(1.0, scale)):
-            return True
+        expected = torch.cat([_hidden(model, [row]) for row in rows], dim=1).float()
+        change()
+        packed = _hidden(model, rows).float()
+        return bool((packed - expected).norm() <= _ALIKE[model.dtype] * expected.norm())
     except (TypeError, ValueError, RuntimeError, KeyError):
-        pass  # this architecture passes other things to its attention: rows are padded instead
+        return False  # this architecture passes other things to its attention: rows are padded instead
     finally:
         model.train(was_training)
-    model.set_attn_implementation(before)
-    return False
 
 
 def _probe_row(config: Any, length: int, seed: int) -> Tensor:

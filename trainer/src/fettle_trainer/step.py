@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
+from .kernels.head_loss import head_loss
+from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
 from .packing import segments
 from .spec import Task
-from .tasks import objective_of
+from .tasks import Objective, objective_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class Stepper:
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+        # The loss is made piece by piece behind the head where both are the plain ones.
+        plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
+        self._head = loaded.kernels.head if plain and loaded.kernels else None
 
     def train_step(
         self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
@@ -55,6 +60,7 @@ class Stepper:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
         however it is cut. Returns loss, accuracy, tokens. `begin` is called before each micro-batch with its
         size, padding and all."""
+        self._refresh()
         batches = [self.collate(rows, chosen) for chosen in micro]
         num_targets = sum(batch.targets_N.numel() for batch in batches)
         total, correct = 0.0, 0
@@ -67,7 +73,14 @@ class Stepper:
         num_tokens = sum(batch.num_tokens for batch in batches)
         return total / num_targets, correct / num_targets, num_tokens
 
+    def _refresh(self) -> None:
+        """Weights change between calls alone."""
+        if self.loaded.kernels is not None:
+            self.loaded.kernels.refresh()
+
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
+        if self._head is not None and torch.is_grad_enabled():
+            return self._head_loss(self._head, batch, smoothing)
         return self.objective.loss(self.logits(batch), batch, smoothing)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -80,6 +93,7 @@ class Stepper:
     @torch.no_grad()
     def answers(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
         """Logits in fp32 without dropout, N x V."""
+        self._refresh()
         self._model.eval()
         return self.logits(self.collate(rows, chosen).to(self.device)).float().cpu()
 
@@ -94,21 +108,34 @@ class Stepper:
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
         return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
 
+    def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
+        with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
+            hidden_NE = cast("Tensor", self._model(**_inputs(batch)).logits)[0]
+        weight = cast("Tensor", self._model.get_output_embeddings().weight)
+        product, _ = head.weight_and_bias()
+        total, correct = head_loss(hidden_NE.to(product.dtype), weight, product, batch.targets_N, smoothing)
+        return LossSum(total, int(correct))
+
     @contextmanager
-    def _gathering(self, positions_N: Tensor) -> Generator[None]:
+    def _gathering(self, positions_N: Tensor, *, instead: bool = False) -> Generator[None]:
         """The output head sees the labelled positions alone: the largest product of a small model shrinks to
-        what is learnt, and what the model does after it (soft-capping, bias) stays its own."""
+        what is learnt, and what the model does after it (soft-capping, bias) stays its own. `instead`: the head
+        is left out, and what it would have read comes out."""
         head = cast("nn.Module", self._model.get_output_embeddings())
 
-        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-            hidden = cast("Tensor", args[0])
-            return (hidden.flatten(0, 1).index_select(0, positions_N)[None],)
+        def gathered(hidden: Tensor) -> Tensor:
+            return hidden.flatten(0, 1).index_select(0, positions_N)[None]
 
-        handle = head.register_forward_pre_hook(gather)
+        if instead:
+            head.forward = gathered
+        handle = None if instead else head.register_forward_pre_hook(lambda _, args: (gathered(args[0]),))
         try:
             yield
         finally:
-            handle.remove()
+            if handle is None:
+                del head.forward
+            else:
+                handle.remove()
 
     def _segments(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if batch.lengths is None else segments(batch.lengths)
@@ -123,6 +150,7 @@ class Stepper:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
         with the number of rows: each batch leaves three numbers, and what its metrics count.
         `begin` as above."""
+        self._refresh()
         self._model.eval()
         total, correct, count = 0.0, 0, 0
         scores = self.objective.scores()

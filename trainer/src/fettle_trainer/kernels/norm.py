@@ -1,0 +1,36 @@
+"""RMSNorm of an fp32 stream into the type of the products.      (Zhang and Sennrich 2019)
+
+y = x / rms(x) * w,   rms(x) = sqrt(mean(x^2) + eps)         x: T x E, w: E
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        inverse_T1 = x_TE.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_TE, weight_E, inverse_T1)
+        return (x_TE * inverse_T1).mul_(weight_E).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x_TE, weight_E, inverse_T1 = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)
+        grad_TE = gradients[0].float()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad_TE * x_TE).mul_(inverse_T1).sum(dim=0)
+        # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
+        scaled_TE = grad_TE * weight_E
+        mean_T1 = torch.linalg.vecdot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
+        factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
+        return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1), grad_weight, None, None
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """T x E in `dtype`; `x_TE` and the weight in fp32."""
+    # apply() is untyped in torch's stubs.
+    return cast("Tensor", _RmsNorm.apply(x_TE, weight_E, eps, dtype))  # pyright: ignore[reportUnknownMemberType]
