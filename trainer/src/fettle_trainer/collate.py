@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .data import TokenRows
 from .spec import Task
+from .tensor_files import integers
 from .tasks import objective_of
 from .tasks.objective import Feed
 
@@ -43,6 +44,13 @@ class Batch:
     attention_mask: Tensor | None = None
     token_type_ids: Tensor | None = None
     decoder_input_ids: Tensor | None = None
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row of `input_ids`, packed or padded."""
+        if self.lengths is not None or self.attention_mask is None:
+            return self.lengths or ()
+        return tuple(integers(self.attention_mask.sum(dim=1)))
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":

@@ -86,8 +86,8 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     lora = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels = enable_kernels(model, compute.dtype) if is_decoder else None
-    packed = kernels is not None or (is_decoder and enable_packing(model))
+    kernels = enable_kernels(model, compute.dtype)
+    packed = is_decoder and (kernels is not None or enable_packing(model))
     return Loaded(
         model=model,
         prompts=prompts,

@@ -111,8 +111,9 @@ def enable(model: Any) -> bool:
 _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-def answers_alike(model: Any, change: Callable[[], object]) -> bool:
-    """Whether two rows laid end to end, after `change`, give what each gave alone before it."""
+def answers_alike(model: Any, change: Callable[[], object], *, packed: bool = True) -> bool:
+    """Whether two rows at once, after `change`, give what each gave alone before it. `packed`: laid end to end,
+    otherwise padded on the right."""
     config = model.config.get_text_config()
     rows = [_probe_row(config, 11, 1), _probe_row(config, 6, 2)]
     was_training = model.training
@@ -120,8 +121,8 @@ def answers_alike(model: Any, change: Callable[[], object]) -> bool:
     try:
         expected = torch.cat([_hidden(model, [row]) for row in rows], dim=1).float()
         change()
-        packed = _hidden(model, rows).float()
-        return bool((packed - expected).norm() <= _ALIKE[model.dtype] * expected.norm())
+        together = (_hidden if packed else _hidden_of_padded)(model, rows).float()
+        return bool((together - expected).norm() <= _ALIKE[model.dtype] * expected.norm())
     except (TypeError, ValueError, RuntimeError, KeyError):
         return False  # this architecture passes other things to its attention: rows are padded instead
     finally:
@@ -142,3 +143,15 @@ def _hidden(model: Any, rows: Sequence[Tensor]) -> Tensor:
             input_ids=torch.cat(list(rows))[None].to(model.device), position_ids=positions, use_cache=False
         )
     return cast("Tensor", output.last_hidden_state)
+
+
+@torch.no_grad()
+def _hidden_of_padded(model: Any, rows: Sequence[Tensor]) -> Tensor:
+    lengths = [len(row) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    mask = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
+    with segments(lengths):
+        output = model.base_model(
+            input_ids=padded.to(model.device), attention_mask=mask.long().to(model.device)
+        )
+    return cast("Tensor", output.last_hidden_state)[mask.to(model.device)][None]

@@ -103,7 +103,8 @@ class Stepper:
 
     def _class_logits(self, batch: Batch) -> Tensor:
         if batch.lengths is None:
-            return cast("Tensor", self._model(**_inputs(batch)).logits)
+            with self._segments(batch):
+                return cast("Tensor", self._model(**_inputs(batch)).logits)
         with self._segments(batch):
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
         return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
@@ -138,7 +139,10 @@ class Stepper:
                 handle.remove()
 
     def _segments(self, batch: Batch) -> AbstractContextManager[None]:
-        return nullcontext() if batch.lengths is None else segments(batch.lengths)
+        """For layers that look at rows without their padding."""
+        if self.loaded.kernels is None and batch.lengths is None:
+            return nullcontext()
+        return segments(batch.row_lengths)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

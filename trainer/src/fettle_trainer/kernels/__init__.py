@@ -7,7 +7,7 @@ import torch
 
 from ..adapters import lora_layers
 from ..packing import IMPLEMENTATION, answers_alike
-from . import decoder
+from . import decoder, encoder
 from .projection import Projection
 
 
@@ -36,7 +36,8 @@ def enable(model: Any, dtype: torch.dtype) -> Kernels | None:
     architecture, dropout inside an adapter, a GPU, or answers that are not the model's own."""
     if model.device.type != "cpu" or any(layer.dropout for _, layer in lora_layers(model)):
         return None
-    if not decoder.fits(model):
+    kind = next((kind for kind in (decoder, encoder) if kind.fits(model)), None)
+    if kind is None:
         return None
     before = model.config._attn_implementation
     projections: list[Projection] = []
@@ -44,10 +45,10 @@ def enable(model: Any, dtype: torch.dtype) -> Kernels | None:
     def change() -> None:
         # No mask is made for an attention that transformers does not know.
         model.set_attn_implementation(IMPLEMENTATION)
-        projections.extend(decoder.put_in(model, dtype))
+        projections.extend(kind.put_in(model, dtype))
 
-    if answers_alike(model, change):
-        head = model.get_output_embeddings()
+    if answers_alike(model, change, packed=kind is decoder):
+        head = model.get_output_embeddings() if kind is decoder else None
         return Kernels(model, projections, None if head is None else Projection([head], dtype))
     _take_out(model)
     model.set_attn_implementation(before)

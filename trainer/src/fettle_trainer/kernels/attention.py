@@ -10,7 +10,7 @@ Legend: T tokens of all rows, H query heads, K key heads, G = H / K, L tokens of
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -36,6 +36,9 @@ class Heads:
     @property
     def group(self) -> int:
         return self.query // self.key
+
+    def with_dropout(self, dropout: float) -> "Heads":
+        return self if dropout == self.dropout else replace(self, dropout=dropout)
 
 
 class Layout:

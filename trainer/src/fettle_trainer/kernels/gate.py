@@ -1,6 +1,6 @@
-"""SwiGLU over gate and up side by side: y = silu(g) * u.      (Shazeer 2020, equation 5)
+"""SwiGLU: y = silu(g) * u.      (Shazeer 2020, equation 5)
 
-Keeps its input alone; silu(g) is made again on the way back, which is cheaper than keeping it.
+Keeps its inputs alone; silu(g) is made again on the way back, which is cheaper than keeping it.
 """
 
 from typing import Any, cast
@@ -12,23 +12,19 @@ from torch.nn import functional
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both_TF: Tensor) -> Tensor:
-        ctx.save_for_backward(both_TF)
-        gate, up = both_TF.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+    def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_TF, up_TF)
+        return functional.silu(gate_TF).mul_(up_TF)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (both_TF,) = cast("tuple[Tensor]", ctx.saved_tensors)
-        gate, up = both_TF.chunk(2, dim=-1)
-        grad_both = torch.empty_like(both_TF)
-        grad_gate, grad_up = grad_both.chunk(2, dim=-1)
-        torch.mul(gradients[0], functional.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(gradients[0] * up, gate, grad_input=grad_gate)
-        return grad_both
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate_TF, up_TF = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
+        (grad_TF,) = gradients
+        grad_up = functional.silu(gate_TF).mul_(grad_TF)
+        return torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF), grad_up
 
 
-def swiglu(both_TF: Tensor) -> Tensor:
-    """T x 2F, gates first, to T x F."""
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """T x F."""
     # apply() is untyped in torch's stubs.
-    return cast("Tensor", _SwiGlu.apply(both_TF))  # pyright: ignore[reportUnknownMemberType]
+    return cast("Tensor", _SwiGlu.apply(gate_TF, up_TF))  # pyright: ignore[reportUnknownMemberType]

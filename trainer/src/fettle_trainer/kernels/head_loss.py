@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Logits of one piece, in fp32: small enough to stay in a processor's cache, large enough for the product's speed.
-_BYTES_AT_ONCE = 48 << 20
+# Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
+_BYTES_AT_ONCE = 50 << 20
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -31,13 +31,17 @@ class _HeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if train_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_NE.device)
-        size = max(32, _BYTES_AT_ONCE // (4 * product_VE.shape[0]))
-        for start in range(0, len(targets_N), size):
-            piece = slice(start, start + size)
-            losses, gradient, hits = _piece(hidden_NE[piece] @ product_VE.t(), targets_N[piece], smoothing)
+        pieces = _pieces(len(targets_N), product_VE.shape[0])
+        size = pieces[0].stop if pieces else 0
+        short = torch.empty(size, product_VE.shape[0], dtype=product_VE.dtype, device=product_VE.device)
+        exact = short if short.dtype == torch.float32 else torch.empty_like(short, dtype=torch.float32)
+        for piece in pieces:
+            logits = torch.mm(hidden_NE[piece], product_VE.t(), out=short[: piece.stop - piece.start])
+            wide = exact[: len(logits)].copy_(logits)
+            losses, hits = _to_gradient(wide, targets_N[piece], smoothing)
             total += losses
             correct += hits
-            gradient = gradient.to(product_VE.dtype)
+            gradient = logits.copy_(wide)
             torch.mm(gradient, product_VE, out=grad_hidden[piece])
             if grad_weight is not None:
                 grad_weight += torch.mm(gradient.t(), hidden_NE[piece])
@@ -52,22 +56,28 @@ class _HeadLoss(torch.autograd.Function):
         return grad_hidden.mul_(gradients[0]), grad_weight, None, None, None
 
 
-def _piece(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss, gradient of the logits in fp32, hits. The fp32 logits become their own gradient."""
-    logits = logits_NV.float()
-    best_N, guess_N = logits.max(dim=-1)
-    target_N = logits.gather(1, targets_N[:, None])[:, 0]
-    mean_N = logits.mean(dim=-1) if smoothing else None
-    logits.sub_(best_N[:, None]).exp_()
-    sum_N = logits.sum(dim=-1)
+def _pieces(num_targets: int, vocab_size: int) -> list[slice]:
+    """Of equal size but the last."""
+    most = max(32, _BYTES_AT_ONCE // (4 * vocab_size))
+    size = -(-num_targets // max(1, -(-num_targets // most)))
+    return [slice(start, min(num_targets, start + size)) for start in range(0, num_targets, max(1, size))]
+
+
+def _to_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Makes fp32 logits into their own gradient; summed loss and hits."""
+    best_N, guess_N = logits_NV.max(dim=-1)
+    target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+    mean_N = logits_NV.mean(dim=-1) if smoothing else None
+    logits_NV.sub_(best_N[:, None]).exp_()
+    sum_N = logits_NV.sum(dim=-1)
     losses_N = best_N + sum_N.log() - (1 - smoothing) * target_N
     if mean_N is not None:
         losses_N -= smoothing * mean_N
-    logits.div_(sum_N[:, None])
+    logits_NV.div_(sum_N[:, None])
     if smoothing:
-        logits -= smoothing / logits.shape[1]
-    logits.scatter_add_(1, targets_N[:, None], torch.full_like(target_N, smoothing - 1)[:, None])
-    return losses_N.sum(), logits, (guess_N == targets_N).sum()
+        logits_NV -= smoothing / logits_NV.shape[1]
+    logits_NV.scatter_add_(1, targets_N[:, None], torch.full_like(target_N, smoothing - 1)[:, None])
+    return losses_N.sum(), (guess_N == targets_N).sum()
 
 
 def head_loss(

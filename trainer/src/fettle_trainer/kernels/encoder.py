@@ -1,0 +1,88 @@
+"""Encoders of the BERT kind: the stack of layers runs on rows laid end to end, whatever was padded around it.
+
+Embeddings before and heads after stay the model's own and see padded rows. The stream between layers is fp32, products
+run in the type of the compute. Legend: B rows, L longest row, T tokens of all rows, E width.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..packing import current_lengths
+from .attention import Heads, Layout, attend
+from .projection import Projection
+
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+
+class _Layer:
+    def __init__(self, layer: Any, heads: Heads, dtype: torch.dtype) -> None:
+        own, out = layer.attention.self, layer.attention.output
+        self._heads, self._dtype = heads, dtype
+        self._query_key_value = Projection([own.query, own.key, own.value], dtype)
+        self._out = Projection([out.dense], dtype)
+        self._wide = Projection([layer.intermediate.dense], dtype)
+        self._narrow = Projection([layer.output.dense], dtype)
+        self.projections = [self._query_key_value, self._out, self._wide, self._narrow]
+        self._activation = layer.intermediate.intermediate_act_fn
+        self._between, self._after = out.LayerNorm, layer.output.LayerNorm
+        self._dropouts = (own.dropout, out.dropout, layer.output.dropout)
+
+    def __call__(self, x_TE: Tensor, layout: Layout) -> Tensor:
+        inside, behind, last = self._dropouts
+        heads = self._heads.with_dropout(inside.p if inside.training else 0.0)
+        seen = attend(self._query_key_value(x_TE.to(self._dtype)), layout, heads)
+        x_TE = self._between(x_TE + behind(self._out(seen)))
+        wide = self._activation(self._wide(x_TE.to(self._dtype)))
+        return self._after(x_TE + last(self._narrow(wide)))
+
+
+class _Stack:
+    """Stands in for the forward of the model's encoder."""
+
+    def __init__(self, encoder: Any, config: Any, dtype: torch.dtype) -> None:
+        width = int(config.hidden_size) // int(config.num_attention_heads)
+        count = int(config.num_attention_heads)
+        self._heads = Heads(query=count, key=count, width=width, causal=False, scale=width**-0.5)
+        self._layers = [_Layer(layer, self._heads, dtype) for layer in encoder.layer]
+        self.projections = [one for layer in self._layers for one in layer.projections]
+        self._dtype = dtype
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        lengths = current_lengths()
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            places_T = token_places(lengths, hidden_states.shape[1])
+            x_TE = hidden_states.float().flatten(0, 1).index_select(0, places_T)
+            layout = Layout(lengths, self._heads, None, self._dtype)
+            for layer in self._layers:
+                x_TE = layer(x_TE, layout)
+            padded = x_TE.new_zeros(hidden_states.shape[0] * hidden_states.shape[1], x_TE.shape[1])
+            whole = padded.index_copy(0, places_T, x_TE).view(hidden_states.shape)
+        return cast("Any", BaseModelOutput)(last_hidden_state=whole)
+
+
+def token_places(lengths: tuple[int, ...], longest: int) -> Tensor:
+    """T places in the flattened B x L: of what is no padding, which is on the right."""
+    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+
+
+def fits(model: Any) -> bool:
+    """Whether every part of the stack is one that is written here."""
+    config = model.config
+    return (
+        config.model_type in KINDS
+        and not config.is_decoder
+        and not getattr(config, "add_cross_attention", False)
+        and getattr(config, "position_embedding_type", "absolute") == "absolute"
+    )
+
+
+def put_in(model: Any, dtype: torch.dtype) -> list[Projection]:
+    """Replaces the forward of the encoder inside the base model. LoRA must be in place already."""
+    encoder = model.base_model.encoder
+    stack = _Stack(encoder, model.config, dtype)
+    encoder.forward = stack
+    return stack.projections
