@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from tiny import chat_rows, make_decoder, make_spec, write_rows
 from training import Forked, events_of, of_type, train
+
+from fettle_trainer.tensor_files import read_tensors, write_tensors
 
 KILLS = 12
 
@@ -131,9 +134,81 @@ def test_finished_run_started_again_finishes_again(straight: dict[str, Any]) -> 
     assert of_type(events, "started")[-1]["resumed_from_step"] == of_type(events, "finished")[-1]["step"]
 
 
-def test_checkpoints_of_another_spec_are_refused(straight: dict[str, Any]) -> None:
-    other = make(Path(straight["output_dir"]).parent, "straight", hyperparameters__learning_rate=0.02)
-    code, events = train(other)
-    assert code == 1
-    assert events[-1]["code"] == "conflict"
-    assert "of another run" in events[-1]["message"]
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {
+    "hyperparameter": (
+        lambda spec: spec["hyperparameters"].update(learning_rate=0.02, num_train_epochs=4),
+        [
+            "hyperparameters.learning_rate was 0.01 and is 0.02",
+            "hyperparameters.num_train_epochs was 3 and is 4",
+        ],
+    ),
+    "seed": (lambda spec: spec.update(seed=8), ["seed was 7 and is 8"]),
+    "training rows": (
+        lambda spec: rewrite(spec, "train_path", chat_rows(72, seed=5)),
+        ["data.training rows was SHA-256 ", "… and is SHA-256 "],
+    ),
+    "validation rows": (
+        lambda spec: rewrite(spec, "validation_path", chat_rows(8, seed=5)),
+        ["data.validation rows was SHA-256 "],
+    ),
+    "no validation rows": (
+        lambda spec: spec["data"].update(validation_path=None),
+        ["data.validation rows was SHA-256 ", "… and is none"],
+    ),
+    "one weight of the model": (
+        lambda spec: nudge(Path(spec["base_model"]["path"])),
+        ["base_model.weights was "],
+    ),
+    "the model's tokenizer": (
+        lambda spec: (Path(spec["base_model"]["path"]) / "chat_template.jinja").write_text("{{ messages }}"),
+        ["base_model.tokenizer was "],
+    ),
+}
+
+
+def rewrite(spec: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
+    path = write_rows(Path(spec["data"][name]), rows)
+    if name == "train_path":
+        spec["data"]["train_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def nudge(model: Path) -> None:
+    weights = read_tensors(model / "model.safetensors")
+    weights["model.norm.weight"][0] += 1e-3
+    write_tensors(model / "model.safetensors", weights)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_checkpoints_of_another_run_are_refused_with_the_difference(
+    straight: dict[str, Any], tmp_path: Path, change: str
+) -> None:
+    origin = Path(straight["output_dir"]).parent
+    shutil.copytree(origin / "straight", tmp_path / "straight")
+    for name in ("model", "rows.jsonl", "validation.jsonl"):
+        copy = shutil.copytree if (origin / name).is_dir() else shutil.copy
+        copy(origin / name, tmp_path / name)
+    spec = make(tmp_path, "straight")
+    apply, told = CHANGES[change]
+    apply(spec)
+    code, events = train(spec)
+    assert (code, events[-1]["code"]) == (1, "conflict")
+    assert "are of another run: " in events[-1]["message"]
+    for text in told:
+        assert text in events[-1]["message"]
+    named = {part.split(" was ")[0] for part in events[-1]["message"].split(": ", 1)[1].split("; ")}
+    assert len(named) == (2 if change == "hyperparameter" else 1), events[-1]["message"]
+    assert "output_dir of its own" in events[-1]["hint"]
+
+
+def test_a_run_moved_to_another_folder_with_its_model_and_rows_goes_on(
+    straight: dict[str, Any], tmp_path: Path
+) -> None:
+    origin = Path(straight["output_dir"]).parent
+    for path in origin.iterdir():
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, tmp_path / path.name)
+    moved = make(tmp_path, "straight", runtime__num_threads=2, attempt=2)
+    code, events = train(moved)
+    assert code == 0, events[-1]
+    assert of_type(events, "started")[-1]["resumed_from_step"] == of_type(events, "finished")[0]["step"]
+    assert weights_sha256(moved) == weights_sha256(straight)

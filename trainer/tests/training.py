@@ -45,7 +45,7 @@ def of_type(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 class Forked:
     """A real process with PyTorch already loaded: what a test sends it, it gets like any other."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], before: Callable[[], None] = lambda: None) -> None:
         path = write_spec(spec)
         self.pid = os.fork()
         if self.pid == 0:
@@ -54,6 +54,7 @@ class Forked:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, 1)
                 os.dup2(null, 2)
+                before()
                 code = train_command(path, artefact.verify)
             finally:
                 os._exit(code)

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .divergence import LossTrend
 from .tensor_files import TensorFileError, read_tensors, sync, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -31,7 +32,8 @@ _FILES = (WEIGHTS, OPTIMISER, RNG, STATE)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands between two optimiser steps. `fingerprint` ties it to spec and rows."""
+    """Where a run stands between two optimiser steps. `fingerprint` ties it to spec, model and rows, which
+    `identity` holds by name. `rows_per_batch`: of a micro-batch; fewer than asked for if memory was short."""
 
     fingerprint: str
     dtype: str
@@ -44,6 +46,9 @@ class Progress:
     best_step: int
     best_loss: float | None
     evaluations_without_gain: int
+    identity: dict[str, Any] = field(default_factory=dict[str, Any])
+    rows_per_batch: int = 1
+    trend: LossTrend = field(default_factory=LossTrend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class CheckpointFolder:
             write_tensors(partial / WEIGHTS, checkpoint.weights)
             write_tensors(partial / OPTIMISER, checkpoint.optimiser)
             write_tensors(partial / RNG, checkpoint.rng)
-            _write_json(partial / STATE, _fields(checkpoint.progress))
+            _write_json(partial / STATE, asdict(checkpoint.progress))
             manifest = {name: _entry(partial / name) for name in _FILES}
             _write_json(partial / MANIFEST, {"version": 1, "files": manifest})
             sync(partial)
@@ -117,7 +122,7 @@ class CheckpointFolder:
             _verify(folder)
             state = cast("dict[str, Any]", json.loads((folder / STATE).read_text(encoding="utf-8")))
             return Checkpoint(
-                Progress(**state),
+                _progress(state),
                 read_tensors(folder / WEIGHTS),
                 read_tensors(folder / OPTIMISER),
                 read_tensors(folder / RNG),
@@ -192,8 +197,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fields(progress: Progress) -> dict[str, Any]:
-    return {name: getattr(progress, name) for name in progress.__slots__}
+def _progress(state: dict[str, Any]) -> Progress:
+    trend: Any = LossTrend(**state.get("trend", {}))
+    return Progress(**{**state, "trend": trend})
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -4,25 +4,24 @@ resume? ── load ── rows ──┬─ step ── event ─┬─ evaluat
                           └─────────────────┴──────────────────────────────────────┘
 """
 
-import hashlib
-import json
-import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
 from . import artefact
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import epoch_windows, micro_batches, steps_per_epoch
-from .data import Dataset, Tokeniser, TokenRows, file_sha256, load_dataset, tokenizer_sha256
+from .data import Dataset, Tokeniser, TokenRows, load_dataset, tokenizer_sha256
 from .device import choose_compute, dtype_name, seed_everything
+from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes
-from .failure import StopRequested, TrainFailure
+from .failure import StopRequested, TrainFailure, is_out_of_memory
+from .identity import Identity, differences, fingerprint_of, identity_of
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .spec import TrainSpec
@@ -47,6 +46,7 @@ class _Plan:
         return step == self.total_steps or step % (eval_steps or self.steps_per_epoch) == 0
 
 
+_Result = TypeVar("_Result")
 Verifier = Callable[[Path, Path, Path], float]
 
 
@@ -71,8 +71,8 @@ class Training:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
         spec = self._spec
         torch.set_num_threads(spec.runtime.num_threads)
-        fingerprint = self._fingerprint()
-        resumed = self._resume(fingerprint)
+        identity = identity_of(spec)
+        resumed = self._resume(identity)
         self._compute = choose_compute(spec.runtime, resumed.progress.dtype if resumed else None)
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
@@ -83,7 +83,7 @@ class Training:
         self._rows, dataset = self._load_rows()
         self._plan = self._make_plan()
         self._tell_rows(dataset)
-        self._prepare(fingerprint, resumed)
+        self._prepare(identity, resumed)
         try:
             early = self._loop()
         except StopRequested:
@@ -93,36 +93,18 @@ class Training:
 
     # ------------------------------------------------------------ start
 
-    def _fingerprint(self) -> str:
-        """Of everything that decides the result. Threads are left out: another machine may go on."""
-        spec = self._spec
-        real = file_sha256(Path(spec.data.train_path))
-        if real != spec.data.train_sha256:
-            raise TrainFailure(
-                "file_not_usable",
-                f"The training rows have changed: SHA-256 {real[:8]}…, not {spec.data.train_sha256[:8]}….",
-                "Start a new run from the file as it is now.",
-            )
-        decisive = asdict(spec)
-        for name in ("attempt", "output_dir", "runtime", "run_id"):
-            del decisive[name]
-        decisive["data"] = {"sha256": real, "labels": spec.data.labels}
-        validation = spec.data.validation_path
-        decisive["data"]["validation"] = None if validation is None else file_sha256(Path(validation))
-        decisive["base_model"] = {"adapter": spec.base_model.adapter_path, "name": spec.base_model.name}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-    def _resume(self, fingerprint: str) -> Checkpoint | None:
+    def _resume(self, identity: Identity) -> Checkpoint | None:
         checkpoint, notes = self._folder.newest()
         self._heartbeat.step = checkpoint.progress.step if checkpoint else 0
         self._log.write("started", pid=os.getpid(), resumed_from_step=checkpoint and checkpoint.progress.step)
         for note in notes:
             self._log.log("warn", note)
-        if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint:
+        if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint_of(identity):
+            changed = differences(checkpoint.progress.identity, identity)
             raise TrainFailure(
                 "conflict",
-                f"The checkpoints in {self._output} are of another run: spec or rows differ.",
-                "Give the new run an output_dir of its own.",
+                f"The checkpoints in {self._output} are of another run: {changed or 'its rules changed'}.",
+                "Put it back as it was to go on, or give the new run an output_dir of its own.",
             )
         return checkpoint
 
@@ -210,7 +192,7 @@ class Training:
                 "and the last step becomes the model.",
             )
 
-    def _prepare(self, fingerprint: str, resumed: Checkpoint | None) -> None:
+    def _prepare(self, identity: Identity, resumed: Checkpoint | None) -> None:
         hyper = self._spec.hyperparameters
         self._trainable = self._loaded.trainable()
         self._optimiser = make_optimiser(self._trainable, hyper)
@@ -222,7 +204,9 @@ class Training:
             smoothing=hyper.label_smoothing_factor,
         )
         self._progress = Progress(
-            fingerprint=fingerprint,
+            fingerprint=fingerprint_of(identity),
+            identity=identity,
+            rows_per_batch=hyper.per_device_train_batch_size,
             dtype=dtype_name(self._compute.dtype),
             step=0,
             epoch=0,
@@ -277,33 +261,59 @@ class Training:
         rate = self._schedule.at(progress.step)
         set_rate(self._optimiser, rate)
         result = self._gradients(self._window(progress))
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise TrainFailure(
-                "training_diverged",
-                f"The loss is {result.loss} and the gradient norm {result.grad_norm} at step "
-                f"{progress.step + 1} with learning_rate {hyper.learning_rate:g}.",
-                "Lower learning_rate; the last good checkpoint is kept.",
-            )
+        trend = progress.trend.after(result.loss)
+        wrong = divergence(progress.step + 1, loss=result.loss, grad_norm=result.grad_norm, trend=trend)
+        if wrong is not None:
+            last_good = progress.best_step or self._saved_step or None
+            raise diverged(wrong, learning_rate=hyper.learning_rate, last_good=last_good)
         cast("Any", self._optimiser).step()
         seconds = time.monotonic() - start
-        self._advance(result, seconds)
+        self._advance(replace(self._progress, trend=trend), result, seconds)
         self._tell_step(result, rate, seconds)
 
     def _gradients(self, window: list[int]) -> StepResult:
-        hyper = self._spec.hyperparameters
-        rng = rng_tensors()
         self._optimiser.zero_grad(set_to_none=True)
-        micro = micro_batches(window, hyper.per_device_train_batch_size)
-        try:
-            loss, accuracy, num_tokens = self._stepper.train_step(
-                self._rows.train, micro, self._begin("training")
-            )
-        except StopRequested:
-            restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
-            raise
+        loss, accuracy, num_tokens = self._fitting(lambda rows: self._window_sum(window, rows))
         self._heartbeat.mark("optimiser", 1)
+        hyper = self._spec.hyperparameters
         norm = torch.nn.utils.clip_grad_norm_(list(self._trainable.values()), hyper.max_grad_norm)
         return StepResult(loss, accuracy, float(norm), num_tokens)
+
+    def _window_sum(self, window: list[int], rows_per_batch: int) -> tuple[float, float, int]:
+        micro = micro_batches(window, rows_per_batch)
+        return self._stepper.train_step(self._rows.train, micro, self._begin("training"))
+
+    def _fitting(self, work: Callable[[int], _Result]) -> _Result:
+        """`work` by micro-batches of so many rows; half as many after each lack of memory, and from then on.
+        The loss is weighted by tokens, so the step is the same however it is cut."""
+        rng = rng_tensors()
+        while True:
+            rows = self._progress.rows_per_batch
+            try:
+                return work(rows)
+            except StopRequested:
+                restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
+                raise
+            except Exception as error:
+                if rows == 1 or not is_out_of_memory(error):
+                    raise
+                lack = str(error).splitlines()[0] if str(error) else "MemoryError"
+            # Outside of the handler: the traceback would keep the tensors of the failed attempt alive.
+            self._shrink(rows, lack)
+            restore_rng(rng)
+
+    def _shrink(self, rows: int, lack: str) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._progress = replace(self._progress, rows_per_batch=rows // 2)
+        self._log.log(
+            "warn",
+            f"Memory did not suffice for {rows} rows at once ({lack}): from step {self._progress.step + 1} "
+            f"on micro-batches have {rows // 2}. A step still learns {self._plan.rows_per_step} rows, each "
+            "token weighted as before.",
+            rows_per_batch=rows // 2,
+        )
 
     def _begin(self, phase: Phase) -> Callable[[int], None]:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
@@ -324,8 +334,7 @@ class Training:
             self._windows_epoch = progress.epoch
         return self._windows[progress.window]
 
-    def _advance(self, result: StepResult, seconds: float) -> None:
-        progress = self._progress
+    def _advance(self, progress: Progress, result: StepResult, seconds: float) -> None:
         last = progress.window + 1 == self._plan.steps_per_epoch
         self._progress = replace(
             progress,
@@ -356,8 +365,9 @@ class Training:
     def _evaluate(self) -> None:
         """A stop in the middle leaves the evaluation undone; the next attempt does it."""
         rng = rng_tensors()
-        rows_per_batch = self._spec.hyperparameters.per_device_train_batch_size
-        result = self._stepper.evaluate(self._rows.validation, rows_per_batch, self._begin("evaluating"))
+        result = self._fitting(
+            lambda rows: self._stepper.evaluate(self._rows.validation, rows, self._begin("evaluating"))
+        )
         restore_rng(rng)
         progress = self._progress
         best = progress.best_loss is None or result.loss < progress.best_loss

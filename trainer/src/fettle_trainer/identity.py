@@ -1,0 +1,100 @@
+"""What decides the bits of a run. Attempts of one run have the same; a checkpoint keeps it, so that a
+resume of anything else is refused with the difference."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from .data import file_sha256, tokenizer_sha256
+from .failure import TrainFailure
+from .spec import TrainSpec
+
+Identity = dict[str, Any]
+
+# Where and on what a run goes on: another folder, another number of threads or ranks gives the same model.
+_INDIFFERENT = ("attempt", "output_dir", "runtime", "run_id", "data", "base_model")
+_MOST_TOLD = 6
+_PIECE = 1 << 20
+
+
+def identity_of(spec: TrainSpec) -> Identity:
+    """JSON values by dotted name. Reads the rows and every weight once. Raises TrainFailure when the training
+    rows are not those the spec was made for."""
+    data, base = spec.data, spec.base_model
+    rows = file_sha256(Path(data.train_path))
+    if rows != data.train_sha256:
+        raise TrainFailure(
+            "file_not_usable",
+            f"The training rows have changed: SHA-256 {rows[:8]}…, not {data.train_sha256[:8]}….",
+            "Start a new run from the file as it is now.",
+        )
+    decisive = {name: value for name, value in asdict(spec).items() if name not in _INDIFFERENT}
+    folder = Path(base.path)
+    decisive["data"] = {
+        "training rows": rows,
+        "validation rows": data.validation_path and file_sha256(Path(data.validation_path)),
+        "labels": data.labels,
+    }
+    decisive["base_model"] = {
+        "name": base.name,
+        "family": base.family,
+        "weights": _checksum(folder, ("config.json", "*.safetensors")),
+        "tokenizer": tokenizer_sha256(folder) if folder.is_dir() else None,
+        "adapter": base.adapter_path and _checksum(Path(base.adapter_path), ("adapter_*",)),
+    }
+    # Through JSON and back: what a checkpoint gives is compared with it.
+    return cast("Identity", json.loads(json.dumps(dict(_flat(decisive, "")))))
+
+
+def fingerprint_of(identity: Identity) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: Identity, now: Identity) -> str:
+    """`hyperparameters.learning_rate was 0.01 and is 0.02; ...`; empty when there are none, or nothing was kept."""
+    if not before:
+        return ""
+    names = [*before, *(name for name in now if name not in before)]
+    told = [
+        f"{name} was {_shown(before.get(name))} and is {_shown(now.get(name))}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    more = len(told) - _MOST_TOLD
+    return "; ".join(told[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _flat(value: Mapping[str, Any], prefix: str) -> Sequence[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, one in value.items():
+        if isinstance(one, dict):
+            found += _flat(cast("dict[str, Any]", one), f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, one))
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str) and len(value) == 64:
+        return f"SHA-256 {value[:8]}…"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _checksum(folder: Path, patterns: Sequence[str]) -> str:
+    """Of names, sizes and CRC-32: a fetch that brought another revision is meant, not an attacker, and
+    gigabytes of weights are read as fast as they come."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        crc = 0
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                crc = zlib.crc32(piece, crc)
+        digest.update(f"{path.name}\0{path.stat().st_size}\0{crc}\n".encode())
+    return digest.hexdigest()
