@@ -1,4 +1,4 @@
-"""Each kernel beside the plain formula it stands for, forth and back, and whole models beside transformers'."""
+"""Each kernel beside the plain formula it stands for, and whole models beside transformers' own."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
