@@ -22,7 +22,7 @@ from tiny import (
 from torch.nn import functional
 
 from fettle_trainer.adapters import lora_layers
-from fettle_trainer.collate import Batch, Collator, epoch_windows, micro_batches
+from fettle_trainer.collate import Batch, epoch_windows, micro_batches
 from fettle_trainer.data import Tokeniser, TokenRows, load_dataset
 from fettle_trainer.device import Compute
 from fettle_trainer.models import Loaded, load_for_training
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(
-    folder: Path, kind: str, method: str = "full", **changes: Any
+    folder: Path, kind: str, method: str = "full", *, compute: Compute = CPU, **changes: Any
 ) -> tuple[Loaded, TokenRows, Stepper]:
     """Model, rows and stepper of one architecture, dropout off."""
     task, family = KINDS[kind]
@@ -64,11 +64,11 @@ def prepared(
         hyperparameters__dropout=0.0, **labels, **changes,
     )  # fmt: skip
     spec = parse_spec(made)
-    loaded = load_for_training(spec, CPU)
+    loaded = load_for_training(spec, compute)
     loaded.set_training()
     tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
     tokens = load_dataset(path, tokeniser, cache=folder / "cache", tokenizer_sha256=kind).rows
-    return loaded, tokens, Stepper(loaded, spec.task)
+    return loaded, tokens, Stepper(loaded, spec.task, dtype=compute.dtype)
 
 
 def gradients(stepper: Stepper, rows: TokenRows, micro: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -197,6 +197,7 @@ def test_seq2seq_pads_are_no_targets(folder: Path) -> None:
     padded = torch.nn.utils.rnn.pad_sequence(
         [rows.aux_of(row) for row in chosen], batch_first=True, padding_value=-100
     )
+    make_plain(loaded)
     reference = loaded.model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=padded
     ).loss
@@ -241,9 +242,8 @@ def test_every_trainable_tensor_changes_at_the_first_step(folder: Path, kind: st
 def test_backward_stops_below_the_lowest_trainable_layer(folder: Path) -> None:
     loaded, rows, stepper = prepared(folder, "bert", "head")
     seen: list[bool] = []
-    layer = loaded.model.bert.encoder.layer[-1]
-    handle = layer.register_forward_hook(
-        lambda _m, _a, output: seen.append(torch.as_tensor(output[0]).requires_grad)
+    handle = loaded.model.bert.encoder.register_forward_hook(
+        lambda _m, _a, output: seen.append(output.last_hidden_state.requires_grad)
     )
     stepper.train_step(rows, [[0, 1]], lambda _: None)
     handle.remove()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .data import TokenRows
 from .spec import Task
-from .tensor_files import integers
 from .tasks import objective_of
 from .tasks.objective import Feed
+from .tensor_files import integers
 
 # Rows sorted by length together, in windows: enough to make padding rare, few enough to stay shuffled.
 _WINDOWS_SORTED = 32
@@ -44,6 +44,7 @@ class Batch:
     attention_mask: Tensor | None = None
     token_type_ids: Tensor | None = None
     decoder_input_ids: Tensor | None = None
+    target_lengths: tuple[int, ...] = ()
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -131,6 +132,7 @@ class Collator:
             input_ids=input_ids,
             attention_mask=mask,
             decoder_input_ids=decoder_input_ids,
+            target_lengths=tuple(len(target) for target in targets),
             gather_N=gather,
             targets_N=flat[gather],
             num_tokens=_num_tokens(rows, chosen),

@@ -10,9 +10,9 @@ from torch import nn
 from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
 from .device import Compute, seed_everything
 from .failure import TrainFailure
-from .model_folder import check_adapter_folder, check_model_folder
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
+from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .spec import Family, Hyperparameters, Task, TrainSpec
@@ -40,8 +40,9 @@ _DROPOUT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what stands in
-    for the model's own layers. `lora` None: the model itself is trained. `max_length`: the row bound, lowered to what the model can take."""
+    """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what
+    stands in for the model's own layers, and in `layers` why, or why not. `lora` None: the model itself is
+    trained. `max_length`: the row bound, lowered to what the model can take."""
 
     model: Any
     prompts: PromptEncoder
@@ -53,6 +54,7 @@ class Loaded:
     pad_id: int
     start_id: int
     kernels: Kernels | None = None
+    layers: str = ""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By name, in model order; tied weights once."""
@@ -86,7 +88,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     lora = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels = enable_kernels(model, compute.dtype)
+    kernels, layers = enable_kernels(model, compute.dtype)
     packed = is_decoder and (kernels is not None or enable_packing(model))
     return Loaded(
         model=model,
@@ -99,6 +101,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
         pad_id=pad_id,
         start_id=_start_id(model, pad_id),
         kernels=kernels,
+        layers=layers,
     )
 
 

@@ -18,17 +18,20 @@ from torch.nn import functional
 IMPLEMENTATION = "fettle_segments"
 
 _lengths: tuple[int, ...] | None = None
+_target_lengths: tuple[int, ...] | None = None
 
 
 @contextmanager
-def segments(lengths: Sequence[int]) -> Generator[None]:
-    """Within this block the sequence axis of attention holds rows of these lengths. One thread only."""
-    global _lengths
-    before, _lengths = _lengths, tuple(lengths)
+def segments(lengths: Sequence[int], target_lengths: Sequence[int] = ()) -> Generator[None]:
+    """Within this block the sequence axis of attention holds rows of these lengths, that of an
+    encoder-decoder's decoder the targets'. One thread only."""
+    global _lengths, _target_lengths
+    before = _lengths, _target_lengths
+    _lengths, _target_lengths = tuple(lengths), tuple(target_lengths)
     try:
         yield
     finally:
-        _lengths = before
+        _lengths, _target_lengths = before
 
 
 def current_lengths() -> tuple[int, ...]:
@@ -36,6 +39,13 @@ def current_lengths() -> tuple[int, ...]:
     if _lengths is None:
         raise RuntimeError("Packed attention needs the lengths of the rows.")
     return _lengths
+
+
+def current_target_lengths() -> tuple[int, ...]:
+    """Raises RuntimeError outside of `segments` with targets."""
+    if not _target_lengths:
+        raise RuntimeError("The decoder needs the lengths of the targets.")
+    return _target_lengths
 
 
 def segment_attention(_: nn.Module, *tensors: Tensor, **options: Any) -> tuple[Tensor, None]:
@@ -88,10 +98,16 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def enable(model: Any) -> bool:
-    """Switches the model to packed attention when it can do it exactly; False leaves it as it was."""
+def switch(model: Any) -> None:
+    """Packed attention from now on; transformers makes no mask for it."""
     from transformers import AttentionInterface
 
+    cast("Any", AttentionInterface).register(IMPLEMENTATION, segment_attention)
+    model.set_attn_implementation(IMPLEMENTATION)
+
+
+def enable(model: Any) -> bool:
+    """Switches the model to packed attention when it can do it exactly; False leaves it as it was."""
     # A softcap or attention sink would be ignored; such models keep their own attention.
     config = model.config.get_text_config()
     strange = getattr(config, "attn_logit_softcapping", None) or "sinks" in " ".join(
@@ -100,29 +116,41 @@ def enable(model: Any) -> bool:
     if not getattr(model, "_supports_attention_backend", False) or strange:
         return False
     before = config._attn_implementation
-    cast("Any", AttentionInterface).register(IMPLEMENTATION, segment_attention)
-    if answers_alike(model, lambda: model.set_attn_implementation(IMPLEMENTATION)):
+    if answers_alike(model, lambda: switch(model)):
         return True
     model.set_attn_implementation(before)
     return False
 
 
-# Of the hidden states, relative: what the order of sums makes of them, and what a wrong mask never stays below.
+# Of the hidden states, relative: what the order of sums makes of them, and what a wrong mask never stays
+# below.
 _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-def answers_alike(model: Any, change: Callable[[], object], *, packed: bool = True) -> bool:
-    """Whether two rows at once, after `change`, give what each gave alone before it. `packed`: laid end to end,
-    otherwise padded on the right."""
+Answers = Callable[[Any, Sequence[Tensor]], Tensor]
+
+
+def answers_alike(
+    model: Any,
+    change: Callable[[], object],
+    *,
+    answers: Answers | None = None,
+    dtype: torch.dtype | None = None,
+) -> bool:
+    """Whether two rows at once, after `change`, give what each gave alone before it. `answers`: how rows go
+    into the model, laid end to end unless said otherwise. `dtype`: of the products, if another."""
+    ask = answers or packed_answers
     config = model.config.get_text_config()
     rows = [_probe_row(config, 11, 1), _probe_row(config, 6, 2)]
     was_training = model.training
     model.eval()
     try:
-        expected = torch.cat([_hidden(model, [row]) for row in rows], dim=1).float()
-        change()
-        together = (_hidden if packed else _hidden_of_padded)(model, rows).float()
-        return bool((together - expected).norm() <= _ALIKE[model.dtype] * expected.norm())
+        with torch.no_grad():
+            expected = torch.cat([ask(model, [row]) for row in rows]).float()
+            change()
+            together = ask(model, rows).float()
+        distance, size = (float(one.square().sum().sqrt()) for one in (together - expected, expected))
+        return distance <= _ALIKE[dtype or model.dtype] * size
     except (TypeError, ValueError, RuntimeError, KeyError):
         return False  # this architecture passes other things to its attention: rows are padded instead
     finally:
@@ -134,24 +162,40 @@ def _probe_row(config: Any, length: int, seed: int) -> Tensor:
     return torch.randint(0, int(config.vocab_size), (length,), generator=generator)
 
 
-@torch.no_grad()
-def _hidden(model: Any, rows: Sequence[Tensor]) -> Tensor:
+def packed_answers(model: Any, rows: Sequence[Tensor]) -> Tensor:
+    """Hidden states of rows laid end to end, one below the other."""
     lengths = [len(row) for row in rows]
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
     with segments(lengths):
         output = model.base_model(
             input_ids=torch.cat(list(rows))[None].to(model.device), position_ids=positions, use_cache=False
         )
-    return cast("Tensor", output.last_hidden_state)
+    return cast("Tensor", output.last_hidden_state)[0]
 
 
-@torch.no_grad()
-def _hidden_of_padded(model: Any, rows: Sequence[Tensor]) -> Tensor:
-    lengths = [len(row) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    mask = torch.arange(padded.shape[1])[None] < torch.tensor(lengths)[:, None]
-    with segments(lengths):
-        output = model.base_model(
-            input_ids=padded.to(model.device), attention_mask=mask.long().to(model.device)
+def padded_answers(model: Any, rows: Sequence[Tensor]) -> Tensor:
+    """Hidden states of rows filled up on the right, without those of the padding."""
+    ids, mask = _padded(rows)
+    with segments([len(row) for row in rows]):
+        output = model.base_model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    return cast("Tensor", output.last_hidden_state)[mask.bool().to(model.device)]
+
+
+def pair_answers(model: Any, rows: Sequence[Tensor]) -> Tensor:
+    """Logits of an encoder-decoder that reads rows and writes them backwards, without the last token."""
+    ids, mask = _padded(rows)
+    targets, target_mask = _padded([row.flip(0)[:-1] for row in rows])
+    with segments([len(row) for row in rows], [len(row) - 1 for row in rows]):
+        output = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            decoder_input_ids=targets.to(model.device),
+            use_cache=False,
         )
-    return cast("Tensor", output.last_hidden_state)[mask.to(model.device)][None]
+    return cast("Tensor", output.logits)[target_mask.bool().to(model.device)]
+
+
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()

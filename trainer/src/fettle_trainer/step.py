@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
-from .kernels.head_loss import head_loss
+from .kernels.head_loss import Head, head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
@@ -114,14 +114,14 @@ class Stepper:
             hidden_NE = cast("Tensor", self._model(**_inputs(batch)).logits)[0]
         weight = cast("Tensor", self._model.get_output_embeddings().weight)
         product, _ = head.weight_and_bias()
-        total, correct = head_loss(hidden_NE.to(product.dtype), weight, product, batch.targets_N, smoothing)
+        total, correct = head_loss(hidden_NE, batch.targets_N, Head(weight, product), smoothing=smoothing)
         return LossSum(total, int(correct))
 
     @contextmanager
     def _gathering(self, positions_N: Tensor, *, instead: bool = False) -> Generator[None]:
         """The output head sees the labelled positions alone: the largest product of a small model shrinks to
-        what is learnt, and what the model does after it (soft-capping, bias) stays its own. `instead`: the head
-        is left out, and what it would have read comes out."""
+        what is learnt, and what the model does after it (soft-capping, bias) stays its own. `instead`: the
+        head is left out, and what it would have read comes out."""
         head = cast("nn.Module", self._model.get_output_embeddings())
 
         def gathered(hidden: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Stepper:
         """For layers that look at rows without their padding."""
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
-        return segments(batch.row_lengths)
+        return segments(batch.row_lengths, batch.target_lengths)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -156,15 +156,16 @@ class Training:
         total = sum(parameter.numel() for parameter in self._loaded.model.parameters())
         how = (
             "laid end to end, without padding"
-            if self._loaded.packed
+            if self._loaded.packed or self._loaded.kernels is not None
             else "padded within batches of like length"
         )
         self._log.log(
             "info",
-            f"{trainable:,} of {total:,} weights are trained; rows are {how}.",
+            f"{trainable:,} of {total:,} weights are trained; rows are {how}; {self._loaded.layers}.",
             trainable=trainable,
             total=total,
             packed=self._loaded.packed,
+            fused=self._loaded.kernels is not None,
         )
         asked = self._spec.hyperparameters.max_length
         if self._loaded.max_length < asked:

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 
 from ..adapters import lora_layers
-from ..packing import IMPLEMENTATION, answers_alike
-from . import decoder, encoder
+from ..packing import answers_alike, packed_answers, padded_answers, pair_answers, switch
+from . import decoder, encoder, t5
 from .projection import Projection
+
+# How rows are fed to each kind.
+_ANSWERS = {decoder: packed_answers, encoder: padded_answers, t5: pair_answers}
 
 
 class Kernels:
@@ -31,28 +34,29 @@ class Kernels:
         _take_out(self._model)
 
 
-def enable(model: Any, dtype: torch.dtype) -> Kernels | None:
-    """Puts the kernels into a model that is ready to train, adapters and all. None leaves it as it was: another
-    architecture, dropout inside an adapter, a GPU, or answers that are not the model's own."""
-    if model.device.type != "cpu" or any(layer.dropout for _, layer in lora_layers(model)):
-        return None
-    kind = next((kind for kind in (decoder, encoder) if kind.fits(model)), None)
+def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
+    """Puts the kernels into a model that is ready to train, adapters and all, or leaves it; and why."""
+    kind = next((kind for kind in _ANSWERS if kind.fits(model)), None)
     if kind is None:
-        return None
+        return None, f"there are no fused layers for {model.config.model_type}"
+    if model.device.type != "cpu":
+        return None, "the fused layers are for CPUs"
+    if any(layer.dropout for _, layer in lora_layers(model)):
+        return None, "the fused layers know no dropout inside an adapter: lora_dropout 0 is faster"
     before = model.config._attn_implementation
     projections: list[Projection] = []
 
     def change() -> None:
-        # No mask is made for an attention that transformers does not know.
-        model.set_attn_implementation(IMPLEMENTATION)
+        switch(model)
         projections.extend(kind.put_in(model, dtype))
 
-    if answers_alike(model, change, packed=kind is decoder):
-        head = model.get_output_embeddings() if kind is decoder else None
-        return Kernels(model, projections, None if head is None else Projection([head], dtype))
+    if answers_alike(model, change, answers=_ANSWERS[kind], dtype=dtype):
+        head = model.get_output_embeddings() if kind is not encoder else None
+        kernels = Kernels(model, projections, None if head is None else Projection([head], dtype))
+        return kernels, "the fused layers answer as the model's own do"
     _take_out(model)
     model.set_attn_implementation(before)
-    return None
+    return None, "the fused layers did not answer as the model's own do"
 
 
 def _take_out(model: Any) -> None:

@@ -1,59 +1,48 @@
 """Decoders of the Llama kind, layer by layer on rows laid end to end: Llama, SmolLM2, Mistral, Qwen2, Qwen3.
 
-The stream between layers is fp32, products run in the type of the compute. Legend: T tokens of all rows, E width.
-"""
+The stream between layers is fp32, products run in the type of the compute. Legend: T tokens of all rows, E
+width."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import Heads, Layout, attend
-from .gate import swiglu
-from .norm import rms_norm
-from .projection import Projection
 from ..packing import current_lengths
+from .attention import Layout, attend
+from .gate import swiglu
+from .heads import Heads
+from .norm import Norm
+from .projection import Projection, has_plain_head
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
-
-
-class _Norm:
-    """RMSNorm with its weight in fp32, read anew when it is trained."""
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self._weight = cast("Tensor", module.weight)
-        self._eps = float(cast("Any", module).variance_epsilon)
-        self._frozen = None if self._weight.requires_grad else self._weight.detach().float()
-        self._dtype = dtype
-
-    def __call__(self, x_TE: Tensor) -> Tensor:
-        weight = self._weight.float() if self._frozen is None else self._frozen
-        return rms_norm(x_TE.float(), weight, self._eps, self._dtype)
 
 
 class Rotation:
     """The layout of the micro-batch at hand, made once and read by all its layers."""
 
     def __init__(self, heads: Heads, dtype: torch.dtype) -> None:
-        self._heads, self._dtype = heads, dtype
+        self._heads, self.dtype = heads, dtype
         self._of: Tensor | None = None
         self._layout: Layout | None = None
 
     def layout(self, turn: tuple[Tensor, Tensor]) -> Layout:
         if self._layout is None or turn[0] is not self._of:
             self._of = turn[0]
-            self._layout = Layout(current_lengths(), self._heads, (turn[0][0], turn[1][0]), self._dtype)
+            layout = Layout.of_self(current_lengths(), self._heads)
+            self._layout = layout.turned(turn[0][0], turn[1][0], self.dtype)
         return self._layout
 
 
 class _Layer:
     """Stands in for a layer's forward."""
 
-    def __init__(self, layer: Any, heads: Heads, rotation: Rotation, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, heads: Heads, rotation: Rotation) -> None:
+        dtype = rotation.dtype
         attention, mlp = layer.self_attn, layer.mlp
         self._rotation, self._heads = rotation, heads
-        self._before = _Norm(layer.input_layernorm, dtype)
-        self._between = _Norm(layer.post_attention_layernorm, dtype)
+        self._before = Norm(layer.input_layernorm, dtype)
+        self._between = Norm(layer.post_attention_layernorm, dtype)
         self._query_key_value = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self._out = Projection([attention.o_proj], dtype)
         # Not joined: a product this wide is slower than two.
@@ -61,14 +50,14 @@ class _Layer:
         self._down = Projection([mlp.down_proj], dtype)
         self.projections = [self._query_key_value, self._out, self._gate, self._up, self._down]
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self._query_norm, self._key_norm = (None if one is None else _Norm(one, dtype) for one in norms)
+        self._query_norm, self._key_norm = (None if one is None else Norm(one, dtype) for one in norms)
 
     def __call__(self, hidden_states: Tensor, *_: Any, **named: Any) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
             layout = self._rotation.layout(named["position_embeddings"])
             x_TE = hidden_states[0].float()
             qkv = self._normed(self._query_key_value(self._before(x_TE)))
-            x_TE = x_TE + self._out(attend(qkv, layout, self._heads))
+            x_TE = x_TE + self._out(attend([qkv], layout, self._heads))
             between_TE = self._between(x_TE)
             x_TE = x_TE + self._down(swiglu(self._gate(between_TE), self._up(between_TE)))
             return x_TE[None]
@@ -77,7 +66,7 @@ class _Layer:
         """Qwen3 norms each query and key head."""
         if self._query_norm is None or self._key_norm is None:
             return qkv
-        query, key, value = qkv.split(self._query_key_value.sizes, dim=-1)
+        query, key, value = torch.split(qkv, self._query_key_value.sizes, dim=-1)
         width = self._heads.width
         query = self._query_norm(query.reshape(-1, width)).view(query.shape)
         key = self._key_norm(key.reshape(-1, width)).view(key.shape)
@@ -106,13 +95,8 @@ def fits(model: Any) -> bool:
         config.model_type in KINDS
         and config.hidden_act == "silu"
         and not getattr(config, "attention_dropout", 0.0)
-        and _has_plain_head(model)
+        and has_plain_head(model)
     )
-
-
-def _has_plain_head(model: Any) -> bool:
-    head = model.get_output_embeddings()
-    return head is None or (type(head) is nn.Linear and head.bias is None)
 
 
 def put_in(model: Any, dtype: torch.dtype) -> list[Projection]:
@@ -121,9 +105,13 @@ def put_in(model: Any, dtype: torch.dtype) -> list[Projection]:
     base = model.base_model
     rotation = Rotation(heads_of(model.config, base.layers[0]), dtype)
     for layer in base.layers:
-        fast = _Layer(layer, heads_of(model.config, layer), rotation, dtype)
+        fast = _Layer(layer, heads_of(model.config, layer), rotation)
         projections += fast.projections
         layer.forward = fast
-    last = _Norm(base.norm, dtype)
-    base.norm.forward = lambda hidden: last(hidden[0])[None]
+    last = Norm(base.norm, dtype)
+
+    def normed(hidden_states: Tensor) -> Tensor:
+        return last(hidden_states[0])[None]
+
+    base.norm.forward = normed
     return projections

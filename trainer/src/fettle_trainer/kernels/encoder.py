@@ -1,7 +1,7 @@
 """Encoders of the BERT kind: the stack of layers runs on rows laid end to end, whatever was padded around it.
 
-Embeddings before and heads after stay the model's own and see padded rows. The stream between layers is fp32, products
-run in the type of the compute. Legend: B rows, L longest row, T tokens of all rows, E width.
+Embeddings before and heads after stay the model's own and see padded rows. The stream between layers is
+fp32, products run in the type of the compute. Legend: B rows, L longest row, T tokens of all rows, E width.
 """
 
 from typing import Any, cast
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..packing import current_lengths
-from .attention import Heads, Layout, attend
+from .attention import Layout, attend, with_dropout
+from .heads import Heads
 from .projection import Projection
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -31,8 +32,8 @@ class _Layer:
 
     def __call__(self, x_TE: Tensor, layout: Layout) -> Tensor:
         inside, behind, last = self._dropouts
-        heads = self._heads.with_dropout(inside.p if inside.training else 0.0)
-        seen = attend(self._query_key_value(x_TE.to(self._dtype)), layout, heads)
+        heads = with_dropout(self._heads, inside.p if inside.training else 0.0)
+        seen = attend([self._query_key_value(x_TE.to(self._dtype))], layout, heads)
         x_TE = self._between(x_TE + behind(self._out(seen)))
         wide = self._activation(self._wide(x_TE.to(self._dtype)))
         return self._after(x_TE + last(self._narrow(wide)))
@@ -50,18 +51,18 @@ class _Stack:
         self._dtype = dtype
 
     def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutput
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
         lengths = current_lengths()
         with torch.autocast(hidden_states.device.type, enabled=False):
             places_T = token_places(lengths, hidden_states.shape[1])
             x_TE = hidden_states.float().flatten(0, 1).index_select(0, places_T)
-            layout = Layout(lengths, self._heads, None, self._dtype)
+            layout = Layout.of_self(lengths, self._heads)
             for layer in self._layers:
                 x_TE = layer(x_TE, layout)
             padded = x_TE.new_zeros(hidden_states.shape[0] * hidden_states.shape[1], x_TE.shape[1])
             whole = padded.index_copy(0, places_T, x_TE).view(hidden_states.shape)
-        return cast("Any", BaseModelOutput)(last_hidden_state=whole)
+        return cast("Any", Output)(last_hidden_state=whole)
 
 
 def token_places(lengths: tuple[int, ...], longest: int) -> Tensor:

@@ -1,19 +1,27 @@
-"""Cross entropy right behind the output head: logits exist for a few positions at a time, and the way back is gone
-on the way forth.
+"""Cross entropy right behind the output head: logits exist for a few positions at a time, and the way back
+is gone on the way forth.
 
-Only the gradient of the hidden states (and of the head's weight, when it is trained) is kept, so memory does not grow
-with positions x vocabulary. Products run in the type of the weight, everything of the softmax in fp32.
+Only the gradient of the hidden states (and of the head's weight, when it is trained) is kept, so memory
+does not grow with positions x vocabulary. Products run in the type of the weight, everything of the softmax
+in fp32.
 
 Legend: N labelled positions, E hidden width, V vocabulary.
 """
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 # Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
 _BYTES_AT_ONCE = 50 << 20
+
+
+class Head(NamedTuple):
+    """The head's weight, and the same in the type of the products."""
+
+    weight_VE: Tensor
+    product_VE: Tensor
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -81,11 +89,11 @@ def _to_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tupl
 
 
 def head_loss(
-    hidden_NE: Tensor, weight_VE: Tensor, product_VE: Tensor, targets_N: Tensor, smoothing: float = 0.0
+    hidden_NE: Tensor, targets_N: Tensor, head: Head, *, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss in fp32 and the number of right guesses. `product_VE` is `weight_VE` in the type of the products."""
+    """Summed loss in fp32 and the number of right guesses."""
     # apply() is untyped in torch's stubs.
+    apply = cast("Any", _HeadLoss).apply
     return cast(
-        "tuple[Tensor, Tensor]",
-        _HeadLoss.apply(hidden_NE, weight_VE, product_VE, targets_N, smoothing),  # pyright: ignore[reportUnknownMemberType]
+        "tuple[Tensor, Tensor]", apply(hidden_NE.to(head.product_VE.dtype), *head, targets_N, smoothing)
     )

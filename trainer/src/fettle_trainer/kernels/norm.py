@@ -6,7 +6,7 @@ y = x / rms(x) * w,   rms(x) = sqrt(mean(x^2) + eps)         x: T x E, w: E
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -25,12 +25,21 @@ class _RmsNorm(torch.autograd.Function):
             grad_weight = (grad_TE * x_TE).mul_(inverse_T1).sum(dim=0)
         # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
         scaled_TE = grad_TE * weight_E
-        mean_T1 = torch.linalg.vecdot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
+        mean_T1 = torch.einsum("te,te->t", scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
         factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
         return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1), grad_weight, None, None
 
 
-def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """T x E in `dtype`; `x_TE` and the weight in fp32."""
-    # apply() is untyped in torch's stubs.
-    return cast("Tensor", _RmsNorm.apply(x_TE, weight_E, eps, dtype))  # pyright: ignore[reportUnknownMemberType]
+class Norm:
+    """A module's RMSNorm into `dtype`, its weight read anew when it is trained."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._weight = cast("Tensor", module.weight)
+        self._eps = float(cast("Any", module).variance_epsilon)
+        self._frozen = None if self._weight.requires_grad else self._weight.detach().float()
+        self._dtype = dtype
+
+    def __call__(self, x_TE: Tensor) -> Tensor:
+        weight = self._weight.float() if self._frozen is None else self._frozen
+        # apply() is untyped in torch's stubs.
+        return cast("Tensor", _RmsNorm.apply(x_TE.float(), weight, self._eps, self._dtype))  # pyright: ignore[reportUnknownMemberType]

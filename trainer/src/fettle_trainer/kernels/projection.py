@@ -1,6 +1,7 @@
 """Linear layers that read one input, as one matrix product: query, key and value; gate and up.
 
-    y = x W^T + b + (x A^T) (s B)^T         W: layers one below the other, A: adapters likewise, B: block diagonal
+    y = x W^T + b + (x A^T) (s B)^T         W: layers one below the other, A: adapters likewise, B: block
+    diagonal
 
 Frozen weights are held once, in the type of the products; each layer's own weight becomes a view of them.
 Trained weights stay in fp32, and a copy in the type of the products is renewed after each optimiser step.
@@ -18,6 +19,14 @@ from torch.nn import functional
 from ..adapters import LoraLinear
 
 
+class _Base:
+    """A layer's own weight and bias, typed as what they may be."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight = layer.weight
+        self.bias = cast("nn.Parameter | None", layer.bias)
+
+
 class Projection:
     """`layers`: nn.Linear, or LoRA over one, all with the same input. Callable: T x I to T x O."""
 
@@ -25,7 +34,8 @@ class Projection:
         self._dtype = dtype
         self._adapters = [layer if isinstance(layer, LoraLinear) else None for layer in layers]
         self._bases = [
-            cast("nn.Linear", layer.base if isinstance(layer, LoraLinear) else layer) for layer in layers
+            _Base(cast("nn.Linear", layer.base if isinstance(layer, LoraLinear) else layer))
+            for layer in layers
         ]
         self.sizes = [int(base.weight.shape[0]) for base in self._bases]
         self.trains_weight = any(base.weight.requires_grad for base in self._bases)
@@ -79,7 +89,7 @@ class Projection:
                 ]
             )
         if not self.trains_weight:
-            for base, part in zip(self._bases, weight.split(self.sizes), strict=True):
+            for base, part in zip(self._bases, torch.split(weight, self.sizes), strict=True):
                 if base.weight.dtype == self._dtype:
                     base.weight.data = part
         return weight, bias
@@ -89,8 +99,10 @@ class Projection:
         """Takes over what an optimiser did. Asked for, not noticed: fused AdamW does not count versions."""
         if not (self.trains_weight or self.trains_bias):
             return
-        bias = [None] * len(self._bases) if self._bias is None else self._bias.split(self.sizes)
-        for base, part, offset in zip(self._bases, self._weight.split(self.sizes), bias, strict=True):
+        bias: Sequence[Tensor | None] = [None] * len(self._bases)
+        if self._bias is not None:
+            bias = torch.split(self._bias, self.sizes)
+        for base, part, offset in zip(self._bases, torch.split(self._weight, self.sizes), bias, strict=True):
             if part.data_ptr() != base.weight.data_ptr():
                 part.copy_(base.weight)
             if offset is not None and base.bias is not None and offset.data_ptr() != base.bias.data_ptr():
@@ -122,15 +134,15 @@ class _Product(torch.autograd.Function):
         grad_x = torch.mm(grad_TO, weight_OI) if ctx.needs_input_grad[0] else None
         parts = [[None, None, None, None] for _ in projection.sizes]
         if projection.trains_weight:
-            _put(parts, 0, torch.mm(grad_TO.t(), x_TI).float().split(projection.sizes))
+            _put(parts, 0, torch.split(torch.mm(grad_TO.t(), x_TI).float(), projection.sizes))
         if projection.trains_bias:
-            _put(parts, 1, _column_sums(grad_TO).split(projection.sizes))
+            _put(parts, 1, torch.split(_column_sums(grad_TO), projection.sizes))
         if adapter:
             low_TR, down_RI, up_OR = adapter
             grad_low = torch.mm(grad_TO, up_OR)
             if grad_x is not None:
                 grad_x.addmm_(grad_low, down_RI)
-            _put(parts, 2, torch.mm(grad_low.t(), x_TI).float().split(projection.ranks))
+            _put(parts, 2, torch.split(torch.mm(grad_low.t(), x_TI).float(), projection.ranks))
             _put(parts, 3, _blocks(projection, torch.mm(low_TR.t(), grad_TO)))
         flat = [part for four in parts for part in four]
         needed = [part if need else None for part, need in zip(flat, ctx.needs_input_grad[2:], strict=True)]
@@ -153,7 +165,10 @@ def _blocks(projection: Projection, grad_RO: Tensor) -> list[Tensor]:
 
 
 def _column_sums(grad_TO: Tensor) -> Tensor:
-    """fp32, by a product with ones where the type is a short one: its sum would be slow and rough."""
-    if grad_TO.dtype == torch.float32:
-        return grad_TO.sum(dim=0)
     return grad_TO.sum(dim=0, dtype=torch.float32)
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether logits are one product with a weight, or there are none."""
+    head = model.get_output_embeddings()
+    return head is None or (type(head) is nn.Linear and cast("Any", head).bias is None)

@@ -1,0 +1,40 @@
+"""What attention knows of its heads, and one row's share of the tensors."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """`window`: tokens a query sees, itself included; 0 is all."""
+
+    query: int
+    key: int
+    width: int
+    causal: bool
+    scale: float
+    window: int = 0
+    dropout: float = 0.0
+
+    @property
+    def group(self) -> int:
+        return self.query // self.key
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One row: queries K x (L G) x D, keys and values K x L x D."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    group: int
+
+    @property
+    def length(self) -> int:
+        return self.query.shape[1] // self.group
+
+    @property
+    def key_length(self) -> int:
+        return self.key.shape[1]
