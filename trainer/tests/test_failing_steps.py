@@ -17,7 +17,7 @@ from fettle_trainer.optim import set_rate
 from fettle_trainer.step import Stepper
 from fettle_trainer.tensor_files import read_tensors, write_tensors
 
-TOO_MANY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+TOO_MANY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"
 
 
 def spec_of(folder: Path, output: str = "out", **changes: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def fingerprint_of(identity: Identity) -> str:
 
 
 def differences(before: Identity, now: Identity) -> str:
-    """`hyperparameters.learning_rate was 0.01 and is 0.02; ...`; empty when there are none, or nothing was kept."""
+    """`hyperparameters.learning_rate was 0.01 and is 0.02; ...`; empty where there is nothing to tell."""
     if not before:
         return ""
     names = [*before, *(name for name in now if name not in before)]
