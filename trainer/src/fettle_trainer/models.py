@@ -12,6 +12,7 @@ from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
+from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
@@ -160,6 +161,7 @@ def load_model(
 
 def _transformers() -> Any:
     """Imported late, as it takes seconds; untyped, as most of its signatures are. Quiet on stderr."""
+    prepare_transformers()
     import transformers
 
     library = cast("Any", transformers)
