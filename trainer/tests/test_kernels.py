@@ -261,14 +261,16 @@ def test_a_models_gradients_are_transformers_own(folder: Path, kind: str, method
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bf16_stays_near_fp32(folder: Path, kind: str) -> None:
-    loaded, rows, stepper = prepared(folder, kind, compute=SHORT)
+def test_bf16_stays_near_fp32(folder: Path, kind: str, method: str) -> None:
+    """A frozen base in bf16 once made the check fail in silence: it ran without autocast."""
+    loaded, rows, stepper = prepared(folder, kind, method, compute=SHORT)
     assert loaded.kernels is not None
     assert stepper.dtype == torch.bfloat16
     ours = gradients(stepper, rows, [[0, 1, 2, 3]])
     make_plain(loaded)
-    exact, _, plain = prepared(folder, kind)
+    exact, _, plain = prepared(folder, kind, method)
     theirs = gradients(plain, rows, [[0, 1, 2, 3]])
     assert ours.keys() == theirs.keys() == exact.trainable().keys()
     joined = [torch.cat([found[name].flatten() for name in theirs]) for found in (ours, theirs)]

@@ -89,7 +89,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
     kernels, layers = enable_kernels(model, compute.dtype)
-    packed = is_decoder and (kernels is not None or enable_packing(model))
+    packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
         prompts=prompts,

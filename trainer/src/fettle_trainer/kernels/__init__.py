@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..adapters import lora_layers
-from ..packing import answers_alike, packed_answers, padded_answers, pair_answers, switch
+from ..packing import how_unlike, packed_answers, padded_answers, pair_answers, switch
 from . import decoder, encoder, t5
 from .projection import Projection
 
@@ -50,13 +50,14 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
         switch(model)
         projections.extend(kind.put_in(model, dtype))
 
-    if answers_alike(model, change, answers=_ANSWERS[kind], dtype=dtype):
+    unlike = how_unlike(model, change, dtype=dtype, answers=_ANSWERS[kind])
+    if not unlike:
         head = model.get_output_embeddings() if kind is not encoder else None
         kernels = Kernels(model, projections, None if head is None else Projection([head], dtype))
         return kernels, "the fused layers answer as the model's own do"
     _take_out(model)
     model.set_attn_implementation(before)
-    return None, "the fused layers did not answer as the model's own do"
+    return None, f"the fused layers are not used, as their {unlike}"
 
 
 def _take_out(model: Any) -> None:
