@@ -107,8 +107,8 @@ def switch(model: Any) -> None:
 
 
 def enable(model: Any, dtype: torch.dtype) -> bool:
-    """Switches the model to packed attention when it can do it exactly; False leaves it as it was. `dtype`: of
-    the products."""
+    """Switches the model to packed attention when it can do it exactly; False leaves it as it was.
+    `dtype`: of the products."""
     # A softcap or attention sink would be ignored; such models keep their own attention.
     config = model.config.get_text_config()
     strange = getattr(config, "attn_logit_softcapping", None) or "sinks" in " ".join(
