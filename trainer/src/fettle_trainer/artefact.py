@@ -27,7 +27,7 @@ from .data import TokenRows, file_sha256
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder
-from .models import Loaded, load_model, load_prompts
+from .models import Loaded, load_model, load_prompts, start_id
 from .spec import Family, Task, TrainSpec
 from .step import Stepper
 from .tensor_files import read_metadata, read_tensors, sync, write_tensors
@@ -176,7 +176,6 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     model.eval()
     prompts = load_prompts(folder)
     pad = prompts.raw.pad_token_id
-    start = getattr(model.config, "decoder_start_token_id", None)
     return Loaded(
         model=model,
         prompts=prompts,
@@ -186,7 +185,7 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
         lora=settings,
         max_length=int(facts["max_length"]),
         pad_id=0 if pad is None else pad,
-        start_id=(pad or 0) if start is None else int(start),
+        start_id=start_id(model, prompts, pad or 0),
     )
 
 

@@ -18,6 +18,7 @@ from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .spec import Family, Hyperparameters, Task, TrainSpec
 from .tasks import objective_of
+from .tokenizer import decoder_start
 
 _DROPOUT_KEYS = (
     "dropout",
@@ -90,7 +91,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
     kernels, layers = enable_kernels(model, compute.dtype)
-    packed = is_decoder and (kernels is not None or enable_packing(model))
+    packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
         prompts=prompts,
@@ -100,7 +101,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
         lora=lora,
         max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
         pad_id=pad_id,
-        start_id=_start_id(model, pad_id),
+        start_id=start_id(model, prompts, pad_id),
         kernels=kernels,
         layers=layers,
     )
@@ -264,9 +265,9 @@ def _pad_id(model: Any, prompts: PromptEncoder) -> int:
     return int(raw.pad_token_id if raw.pad_token_id is not None else config.pad_token_id)
 
 
-def _start_id(model: Any, pad_id: int) -> int:
-    start = getattr(model.config, "decoder_start_token_id", None)
-    return pad_id if start is None else int(start)
+def start_id(model: Any, prompts: PromptEncoder, pad_id: int) -> int:
+    start = decoder_start(model, prompts.raw) if model.config.is_encoder_decoder else None
+    return pad_id if start is None else start
 
 
 def _row_bound(model: Any, prompts: PromptEncoder, asked: int) -> int:

@@ -142,10 +142,12 @@ class PromptEncoder:
         return self.classification_ids(text)
 
     def seq2seq_target(self, text: str) -> list[int]:
-        """Decoder labels; they end with EOS."""
+        """Decoder labels; they end with EOS. mBART writes the language behind it, where nothing is read."""
         ids = self.tokens.encode_plain(text, target=True)
         eos = self.eos()
-        return ids if ids[-1:] == eos else ids + eos
+        if eos and eos[0] in ids:
+            return ids[: len(ids) - ids[::-1].index(eos[0])]
+        return ids + eos
 
     # ------------------------------------------------------------ facts
 

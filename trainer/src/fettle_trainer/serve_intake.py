@@ -14,6 +14,7 @@ from .serve_models import ServedModel
 from .serve_prompts import PromptWriter
 from .serve_refusal import ServeRefusal
 from .serve_requests import EncodeRequest, GenerateRequest
+from .tokenizer import decoder_start
 
 
 @dataclass(slots=True)
@@ -136,15 +137,12 @@ class Intake:
         return ids
 
     def _decoder_start(self) -> int:
-        start = getattr(self._served.model.generation_config, "decoder_start_token_id", None)
-        start = (
-            start if start is not None else getattr(self._served.model.config, "decoder_start_token_id", None)
-        )
+        start = decoder_start(self._served.model, self._served.tokenizer)
         if start is None:
             raise ServeRefusal(
                 "inference_failed", f"{self._served.folder}/config.json lacks decoder_start_token_id."
             )
-        return int(start)
+        return start
 
     def _too_long(self, num_prompt: int, max_tokens: int | None) -> ServeRefusal:
         asked = "" if max_tokens is None else f" and up to {max_tokens} tokens of answer"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
-from .kernels.head_loss import Head, head_loss
+from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
@@ -112,9 +112,7 @@ class Stepper:
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
             hidden_NE = cast("Tensor", self._model(**_inputs(batch)).logits)[0]
-        weight = cast("Tensor", self._model.get_output_embeddings().weight)
-        product, _ = head.weight_and_bias()
-        total, correct = head_loss(hidden_NE, batch.targets_N, Head(weight, product), smoothing=smoothing)
+        total, correct = head_loss(hidden_NE, batch.targets_N, head, smoothing=smoothing)
         return LossSum(total, int(correct))
 
     @contextmanager

@@ -112,9 +112,10 @@ class SafeTokenizer:
 
     def encode_plain(self, text: str, text_pair: str | None = None, *, target: bool = False) -> list[int]:
         """Ids of plain text with the control tokens the tokenizer puts around it ([CLS] ... [SEP])."""
-        if target and not self.raw.is_fast:
-            encoded = self.raw("", text_target=text, split_special_tokens=True)
-            return cast("list[int]", encoded.get("labels", encoded["input_ids"]))
+        if target:
+            # Another vocabulary (Marian), another language code (mBART); elsewhere the same as a source.
+            encoded = self.raw("", text_target=text, add_special_tokens=True, split_special_tokens=True)
+            return cast("list[int]", encoded["labels"])
         encoded = self.raw(text, text_pair, add_special_tokens=True, split_special_tokens=True)
         return cast("list[int]", encoded["input_ids"])
 
@@ -162,6 +163,16 @@ class SafeTokenizer:
             if content is not None and content not in text[start : start + len(content) + 8]:
                 return False
         return True
+
+
+def decoder_start(model: Any, raw: RawTokenizer) -> int | None:
+    """What an encoder-decoder begins its answer with: as its configs say, else the target language."""
+    for config in (model.generation_config, model.config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    language = getattr(raw, "tgt_lang", None)
+    return None if language is None else int(cast("Any", raw).convert_tokens_to_ids(language))
 
 
 def _pattern(literals: Sequence[str] | Mapping[str, int]) -> re.Pattern[str] | None:

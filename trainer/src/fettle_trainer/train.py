@@ -14,8 +14,9 @@ from typing import Any, TypeVar, cast
 import torch
 
 from . import artefact
+from .announcements import tell_model, tell_rows, tell_step
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
-from .collate import epoch_windows, micro_batches, steps_per_epoch
+from .collate import epoch_windows, micro_batches
 from .data import Dataset, Tokeniser, TokenRows, load_dataset, tokenizer_sha256
 from .device import choose_compute, dtype_name, seed_everything
 from .divergence import diverged, divergence
@@ -24,6 +25,7 @@ from .failure import StopRequested, TrainFailure, is_out_of_memory
 from .identity import Identity, differences, fingerprint_of, identity_of
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
+from .plan import Plan
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 
@@ -32,18 +34,6 @@ from .step import Stepper, StepResult
 class _Rows:
     train: TokenRows
     validation: TokenRows
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    rows_per_step: int
-    steps_per_epoch: int
-    total_steps: int
-
-    def evaluates_at(self, step: int, eval_steps: int) -> bool:
-        if step == 0:
-            return False
-        return step == self.total_steps or step % (eval_steps or self.steps_per_epoch) == 0
 
 
 _Result = TypeVar("_Result")
@@ -78,11 +68,13 @@ class Training:
         self._check()
         self._heartbeat.mark("loading")
         self._loaded = load_for_training(spec, self._compute)
-        self._tell_model()
+        tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
         self._rows, dataset = self._load_rows()
-        self._plan = self._make_plan()
-        self._tell_rows(dataset)
+        self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
+        tell_rows(
+            self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
+        )
         self._prepare(identity, resumed)
         try:
             early = self._loop()
@@ -144,54 +136,6 @@ class Training:
                 f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
             )
         return _Rows(dataset.rows, other.rows), dataset
-
-    def _make_plan(self) -> _Plan:
-        hyper = self._spec.hyperparameters
-        rows_per_step = hyper.per_device_train_batch_size * hyper.gradient_accumulation_steps
-        per_epoch = steps_per_epoch(len(self._rows.train), rows_per_step)
-        return _Plan(rows_per_step, per_epoch, per_epoch * hyper.num_train_epochs)
-
-    def _tell_model(self) -> None:
-        trainable = sum(parameter.numel() for parameter in self._loaded.trainable().values())
-        total = sum(parameter.numel() for parameter in self._loaded.model.parameters())
-        how = (
-            "laid end to end, without padding"
-            if self._loaded.packed or self._loaded.kernels is not None
-            else "padded within batches of like length"
-        )
-        self._log.log(
-            "info",
-            f"{trainable:,} of {total:,} weights are trained; rows are {how}; {self._loaded.layers}.",
-            trainable=trainable,
-            total=total,
-            packed=self._loaded.packed,
-            fused=self._loaded.kernels is not None,
-        )
-        asked = self._spec.hyperparameters.max_length
-        if self._loaded.max_length < asked:
-            self._log.log(
-                "warn", f"max_length {asked} is lowered to the {self._loaded.max_length} the model takes."
-            )
-
-    def _tell_rows(self, dataset: Dataset) -> None:
-        rows = self._rows.train
-        self._log.write(
-            "data",
-            num_train_rows=len(rows),
-            num_validation_rows=len(self._rows.validation),
-            num_train_tokens=sum(rows.num_tokens(row) for row in range(len(rows))),
-            num_label_tokens=rows.num_label_tokens(self._spec.task),
-            num_truncated=dataset.num_truncated,
-            refused=[{"line": r.line, "rule": r.rule, "message": r.message} for r in dataset.refused],
-            num_refused=dataset.num_refused,
-            total_steps=self._plan.total_steps,
-        )
-        if len(self._rows.validation) == 0:
-            self._log.log(
-                "info",
-                "There are no rows to validate on: nothing is evaluated, the run does not end early, "
-                "and the last step becomes the model.",
-            )
 
     def _prepare(self, identity: Identity, resumed: Checkpoint | None) -> None:
         hyper = self._spec.hyperparameters
@@ -270,7 +214,7 @@ class Training:
         cast("Any", self._optimiser).step()
         seconds = time.monotonic() - start
         self._advance(replace(self._progress, trend=trend), result, seconds)
-        self._tell_step(result, rate, seconds)
+        tell_step(self._log, self._progress, self._plan, result=result, rate=rate, seconds=seconds)
 
     def _gradients(self, window: list[int]) -> StepResult:
         self._optimiser.zero_grad(set_to_none=True)
@@ -346,22 +290,6 @@ class Training:
             train_seconds=progress.train_seconds + seconds,
         )
         self._heartbeat.step = self._progress.step
-
-    def _tell_step(self, result: StepResult, rate: float, seconds: float) -> None:
-        progress = self._progress
-        left = self._plan.total_steps - progress.step
-        self._log.write(
-            "step",
-            step=progress.step,
-            epoch=progress.step / self._plan.steps_per_epoch,
-            train_loss=result.loss,
-            train_mean_token_accuracy=result.accuracy,
-            learning_rate=rate,
-            grad_norm=result.grad_norm,
-            num_tokens=progress.num_tokens,
-            tokens_per_second=result.num_tokens / max(seconds, 1e-9),
-            eta_seconds=left * progress.train_seconds / progress.step,
-        )
 
     def _evaluate(self) -> None:
         """A stop in the middle leaves the evaluation undone; the next attempt does it."""

@@ -1,0 +1,65 @@
+"""What a run tells of itself: the model it trains, the rows it found, each step."""
+
+from .checkpoint import Progress
+from .data import Dataset, TokenRows
+from .events import EventLog
+from .models import Loaded
+from .plan import Plan
+from .spec import Task
+from .step import StepResult
+
+
+def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
+    trainable = sum(parameter.numel() for parameter in loaded.trainable().values())
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    how = "laid end to end, without padding" if loaded.packed else "padded within batches of like length"
+    log.log(
+        "info",
+        f"{trainable:,} of {total:,} weights are trained; rows are {how}.",
+        trainable=trainable,
+        total=total,
+        packed=loaded.packed,
+    )
+    if loaded.max_length < asked_length:
+        log.log("warn", f"max_length {asked_length} is lowered to the {loaded.max_length} the model takes.")
+
+
+def tell_rows(
+    log: EventLog, dataset: Dataset, validation: TokenRows, *, task: Task, total_steps: int
+) -> None:
+    rows = dataset.rows
+    log.write(
+        "data",
+        num_train_rows=len(rows),
+        num_validation_rows=len(validation),
+        num_train_tokens=sum(rows.num_tokens(row) for row in range(len(rows))),
+        num_label_tokens=rows.num_label_tokens(task),
+        num_truncated=dataset.num_truncated,
+        refused=[{"line": r.line, "rule": r.rule, "message": r.message} for r in dataset.refused],
+        num_refused=dataset.num_refused,
+        total_steps=total_steps,
+    )
+    if len(validation) == 0:
+        log.log(
+            "info",
+            "There are no rows to validate on: nothing is evaluated, the run does not end early, "
+            "and the last step becomes the model.",
+        )
+
+
+def tell_step(
+    log: EventLog, progress: Progress, plan: Plan, *, result: StepResult, rate: float, seconds: float
+) -> None:
+    """`progress` is that after the step."""
+    log.write(
+        "step",
+        step=progress.step,
+        epoch=progress.step / plan.steps_per_epoch,
+        train_loss=result.loss,
+        train_mean_token_accuracy=result.accuracy,
+        learning_rate=rate,
+        grad_norm=result.grad_norm,
+        num_tokens=progress.num_tokens,
+        tokens_per_second=result.num_tokens / max(seconds, 1e-9),
+        eta_seconds=(plan.total_steps - progress.step) * progress.train_seconds / progress.step,
+    )
