@@ -66,8 +66,13 @@ class Loaded:
     def set_training(self) -> None:
         """Dropout on, except in a frozen base: a head then learns from steady features."""
         self.model.train()
-        if self.lora is None and not any(p.requires_grad for p in self.model.base_model.parameters()):
-            self.model.base_model.eval()
+        base = self.model.base_model
+        inside = [name for name in self.head_modules if name.startswith(f"{self.model.base_model_prefix}.")]
+        heads = {
+            id(parameter) for name in inside for parameter in self.model.get_submodule(name).parameters()
+        }
+        if self.lora is None and not any(p.requires_grad and id(p) not in heads for p in base.parameters()):
+            base.eval()
 
 
 def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
