@@ -1,6 +1,7 @@
 """Command line of the data plane. Each command loads only what it needs.
 
 python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
+python -m fettle_trainer wait                 be ready for a run, which comes on descriptor 3
 python -m fettle_trainer merge --base B --adapter A --out O
 python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
 python -m fettle_trainer probe                what this machine can do, as JSON
@@ -36,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         from .run import train_command
 
         return train_command(options.spec)
+    if options.command == "wait":
+        from .wait import wait_command
+
+        return wait_command()
     if options.command == "schema":
         from .spec import json_schema
 
@@ -105,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train what a spec says")
     train.add_argument("spec", type=Path)
+    commands.add_parser("wait", help="be ready for a run, which comes on descriptor 3")
     merge = commands.add_parser("merge", help="fold an adapter into its base model")
     merge.add_argument("--base", type=Path, required=True)
     merge.add_argument("--adapter", type=Path, required=True)
