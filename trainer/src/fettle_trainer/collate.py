@@ -32,7 +32,7 @@ class Batch:
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
     `num_tokens`: real tokens in it, source and target. `features`: what the base made of each row, in place
-    of all inputs (features.py).
+    of all inputs (features.py). `target_counts`: targets of each sequence.
     """
 
     input_ids: Tensor
@@ -47,6 +47,7 @@ class Batch:
     decoder_input_ids: Tensor | None = None
     target_lengths: tuple[int, ...] = ()
     features: Tensor | None = None
+    target_counts: tuple[int, ...] = ()
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -101,6 +102,7 @@ class Collator:
             targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
+            target_counts=_counts(feeds),
         )
 
     def _padded(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
@@ -119,6 +121,7 @@ class Collator:
             targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
+            target_counts=_counts(feeds),
         )
 
     def _seq2seq(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
@@ -140,6 +143,10 @@ class Collator:
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
         )
+
+
+def _counts(feeds: Sequence[Feed]) -> tuple[int, ...]:
+    return tuple(len(feed.targets) for feed in feeds)
 
 
 def _pad(parts: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
+from .serve_artefact import read_pooling
+from .serve_refusal import ServeRefusal
 from .spec import Family, Hyperparameters, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
@@ -33,6 +35,7 @@ _DROPOUT_KEYS = (
     "classifier_dropout",
     "classifier_dropout_prob",
     "seq_classif_dropout",
+    "qa_dropout",
     "resid_pdrop",
     "embd_pdrop",
     "attn_pdrop",
@@ -44,7 +47,8 @@ _DROPOUT_KEYS = (
 class Loaded:
     """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what
     stands in for the model's own layers, and in `layers` why, or why not. `lora` None: the model itself is
-    trained. `max_length`: the row bound, lowered to what the model can take."""
+    trained. `max_length`: the row bound, lowered to what the model can take. `pooling`: how vectors are made of
+    tokens, where the task wants vectors."""
 
     model: Any
     prompts: PromptEncoder
@@ -57,6 +61,7 @@ class Loaded:
     start_id: int
     kernels: Kernels | None = None
     layers: str = ""
+    pooling: str = "mean"
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By name, in model order; tied weights once."""
@@ -109,6 +114,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
         start_id=start_id(model, prompts, pad_id),
         kernels=kernels,
         layers=layers,
+        pooling=pooling_of(folder, spec.task),
     )
 
 
@@ -154,6 +160,11 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]} | {
         str(entry[0]) for entry in info["mismatched_keys"]
     }
+    if objective.reads == "vectors":
+        # Vectors are pooled from the tokens: a pooler is not asked, and need not be there.
+        missing = {key for key in missing if "pooler." not in key}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("pooler." not in name)
     heads = _head_modules(model, missing) if objective.has_head else ()
     unknown = [key for key in missing if not key.startswith(heads)] if heads else sorted(missing)
     if unknown:
@@ -163,6 +174,16 @@ def load_model(
             "Fetch the model again; the folder is incomplete.",
         )
     return model, heads
+
+
+def pooling_of(folder: Path, task: Task) -> str:
+    """`mean` or `cls`, as the folder says. Raises TrainFailure for another kind."""
+    if objective_of(task).reads != "vectors":
+        return "mean"
+    try:
+        return read_pooling(folder).mode
+    except ServeRefusal as refusal:
+        raise TrainFailure("incompatible_method", refusal.message, "Choose another model.") from refusal
 
 
 def _transformers() -> Any:

@@ -12,7 +12,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-Task = Literal["chat", "classification", "seq2seq"]
+Task = Literal[
+    "chat",
+    "classification",
+    "seq2seq",
+    "multilabel_classification",
+    "regression",
+    "ranking",
+    "token_classification",
+    "question_answering",
+    "embedding",
+]
 Method = Literal["full", "lora", "head"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
@@ -69,6 +79,9 @@ class Hyperparameters:
     target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
+    class_weights: Literal["none", "balanced"] = field()
+    target_mean: float = _number(-1e30, 1e30)
+    target_std: float = _number(0, 1e30, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +114,21 @@ FAMILIES_OF_TASK: dict[Task, tuple[Family, ...]] = {
     "chat": ("decoder",),
     "classification": ("encoder", "decoder"),
     "seq2seq": ("seq2seq",),
+    "multilabel_classification": ("encoder", "decoder"),
+    "regression": ("encoder", "decoder"),
+    "ranking": ("encoder", "decoder"),
+    "token_classification": ("encoder",),
+    "question_answering": ("encoder",),
+    "embedding": ("encoder",),
 }
+# Least number of `data.labels`.
+_LABELS_NEEDED: dict[Task, int] = {
+    "classification": 2,
+    "multilabel_classification": 1,
+    "token_classification": 1,
+}
+# What uses the model's own output.
+_HEADLESS: tuple[Task, ...] = ("chat", "seq2seq", "embedding")
 
 
 def read_spec(path: Path) -> TrainSpec:
@@ -124,11 +151,12 @@ def parse_spec(value: object) -> TrainSpec:
             f"spec.task {spec.task!r} cannot train a model of family {spec.base_model.family!r}: "
             f"choose a model of family {' or '.join(families)}."
         )
-    if spec.task == "classification" and len(spec.data.labels or ()) < 2:
-        raise SpecError("spec.data.labels: classification needs at least 2 class names.")
-    if spec.method == "head" and spec.task != "classification":
+    needed = _LABELS_NEEDED.get(spec.task, 0)
+    if len(spec.data.labels or ()) < needed:
+        raise SpecError(f"spec.data.labels: {spec.task} needs at least {needed} class names.")
+    if spec.method == "head" and spec.task in _HEADLESS:
         raise SpecError(
-            f"spec.method 'head' trains a classification head, and task {spec.task!r} has none: "
+            f"spec.method 'head' trains a new head, and task {spec.task!r} has none: "
             "use method 'lora' or 'full'."
         )
     return spec

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
 from .features import Features, head_logits, hidden_of, why_not
+from .joint import joint_gradients, joint_loss, pooled
 from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
@@ -22,7 +23,7 @@ from .tasks import Objective, objective_of
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`loss`: mean over labelled tokens (rows for classification). `grad_norm`: before clipping."""
+    """`loss`: mean over what the objective counts: labelled tokens, or rows. `grad_norm`: before clipping."""
 
     loss: float
     accuracy: float
@@ -42,13 +43,19 @@ class Stepper:
     forward under autocast."""
 
     def __init__(
-        self, loaded: Loaded, task: Task, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+        self,
+        loaded: Loaded,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        smoothing: float = 0.0,
+        objective: Objective | None = None,
     ) -> None:
         self.loaded = loaded
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
-        self.objective = objective_of(task)
+        self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
@@ -66,16 +73,32 @@ class Stepper:
         size, padding and all."""
         self._refresh()
         batches = [self._batch(rows, chosen) for chosen in micro]
-        num_targets = sum(batch.targets_N.numel() for batch in batches)
+        num_losses = sum(self.objective.num_losses(batch) for batch in batches)
+        num_answers = sum(self.objective.num_answers(batch) for batch in batches)
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        if self.objective.joint:
+            total, correct = self._joint(batches, num_losses, begin)
+            return total / num_losses, correct / num_answers, num_tokens
         total, correct = 0.0, 0
         for batch in batches:
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
-            cast("Any", loss.total / num_targets).backward()
+            cast("Any", loss.total / num_losses).backward()
             total += float(loss.total.detach())
             correct += loss.num_correct
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        return total / num_targets, correct / num_targets, num_tokens
+        return total / num_losses, correct / num_answers, num_tokens
+
+    def _joint(
+        self, batches: Sequence[Batch], num_losses: float, begin: Callable[[int], None]
+    ) -> tuple[float, int]:
+        def answer(batch: Batch) -> Tensor:
+            begin(_size(batch))
+            return self.logits(batch.to(self.device))
+
+        def losses(vectors_NE: Tensor, together: Batch) -> LossSum:
+            return self.objective.loss(vectors_NE, together.to(self.device), self._smoothing)
+
+        return joint_gradients(batches, answer, losses, num_losses=num_losses)
 
     def _refresh(self) -> None:
         """Weights change between calls alone."""
@@ -144,7 +167,21 @@ class Stepper:
                 return head_logits(self._model, batch.features, packed=self.loaded.packed)
             if self.objective.reads == "rows":
                 return self._class_logits(batch)
-            return self._token_logits(batch)
+            if self.objective.reads == "vocabulary":
+                return self._token_logits(batch)
+            with self._segments(batch):
+                output = self._model(**_inputs(batch))
+        return self._read(output, batch)
+
+    def _read(self, output: Any, batch: Batch) -> Tensor:
+        """A small head's answers at the gathered places, or vectors."""
+        if self.objective.reads == "vectors":
+            return pooled(output.last_hidden_state, batch, self.loaded.pooling)
+        if self.objective.reads == "spans":
+            answers_BLV = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        else:
+            answers_BLV = cast("Tensor", output.logits)
+        return answers_BLV.flatten(0, 1).index_select(0, batch.gather_N)
 
     @torch.no_grad()
     def answers(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
@@ -206,26 +243,34 @@ class Stepper:
     @torch.no_grad()
     def evaluate(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Evaluation:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
-        with the number of rows: each batch leaves three numbers, and what its metrics count.
+        with the number of rows: each batch leaves three numbers, and what its metrics count (of vectors: them).
         `begin` as above."""
         self._refresh()
         self._model.eval()
-        total, correct, count = 0.0, 0, 0
+        total, correct, losses, count = 0.0, 0, 0.0, 0
         scores = self.objective.scores()
+        vectors, batches = list[Tensor](), list[Batch]()
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
                 batch = self._batch(rows, chosen)
                 begin(_size(batch))
                 batch = batch.to(self.device)
                 logits = self.logits(batch).float()
+                losses += self.objective.num_losses(batch)
+                count += self.objective.num_answers(batch)
+                scores.add(logits, batch)
+                if self.objective.joint:
+                    vectors.append(logits)
+                    batches.append(batch)
+                    continue
                 loss = self.objective.loss(logits, batch, 0.0)
                 total += float(loss.total)
                 correct += loss.num_correct
-                count += batch.targets_N.numel()
-                scores.add(logits, batch)
         finally:
             self.loaded.set_training()
-        mean = total / count
+        if self.objective.joint:
+            total, correct = joint_loss(torch.cat(vectors), batches, self.objective)
+        mean = total / losses
         return Evaluation(mean, correct / count, scores.metrics(mean))
 
 

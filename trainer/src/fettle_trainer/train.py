@@ -28,6 +28,7 @@ from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tens
 from .plan import Plan
 from .spec import TrainSpec
 from .step import Stepper, StepResult
+from .tasks import objective_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class Training:
             self._spec.task,
             dtype=self._compute.dtype,
             smoothing=hyper.label_smoothing_factor,
+            objective=objective_of(self._spec.task).tuned(hyper, self._rows.train.labels),
         )
         self._progress = Progress(
             fingerprint=fingerprint_of(identity),
