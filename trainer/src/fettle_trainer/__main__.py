@@ -1,6 +1,7 @@
 """Command line of the data plane. Each command loads only what it needs.
 
 python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
+python -m fettle_trainer wait                 be ready for a run, which comes on descriptor 3
 python -m fettle_trainer merge --base B --adapter A --out O
 python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
 python -m fettle_trainer export --source S --base B --format F --out O   (--help lists the rest)
@@ -16,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .light_start import hide_unused_packages
+from .light_start import hide_unused_packages, prepare_transformers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         hide_unused_packages()
     # These two have command lines of their own.
     if given[:1] == ["serve"]:
+        prepare_transformers()
         from .serve import main as serve
 
         return serve(given[1:])
@@ -37,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
         from .run import train_command
 
         return train_command(options.spec)
+    if options.command == "wait":
+        from .wait import wait_command
+
+        return wait_command()
     if options.command == "schema":
         from .spec import json_schema
 
@@ -130,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train what a spec says")
     train.add_argument("spec", type=Path)
+    commands.add_parser("wait", help="be ready for a run, which comes on descriptor 3")
     merge = commands.add_parser("merge", help="fold an adapter into its base model")
     merge.add_argument("--base", type=Path, required=True)
     merge.add_argument("--adapter", type=Path, required=True)
