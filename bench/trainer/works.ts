@@ -60,6 +60,9 @@ const base: Hyperparameters = {
   target_modules: "all-linear",
   early_stopping_patience: 0,
   eval_steps: 0,
+  class_weights: "none",
+  target_mean: 0,
+  target_std: 1,
 };
 
 export const hyperparametersOf = (work: Work): Hyperparameters => ({

@@ -148,10 +148,10 @@ def reference(task: str, model: Any, stepper: Stepper, rows: TokenRows, chosen: 
 )
 def test_gradients_are_those_of_the_plain_model(folder: Path, task: str, kind: str) -> None:
     loaded, rows, stepper = prepared(folder, task, kind)
-    expected_from, chosen = stepper, [0, 5, 1, 3, 7]
+    chosen = [0, 5, 1, 3, 7]
     actual = gradients(stepper, rows, [chosen[:2], chosen[2:]])
     make_plain(loaded)
-    plain = Stepper(replace(loaded, packed=False, kernels=None), expected_from.task)
+    plain = Stepper(replace(loaded, packed=False, kernels=None), stepper.task)
     loaded.model.zero_grad(set_to_none=True)
     cast("Any", reference(task, loaded.model, plain, rows, chosen)).backward()
     trainable = loaded.trainable()
@@ -293,7 +293,8 @@ def test_long_contexts_become_windows_that_cover_everything(folder: Path) -> Non
         "answers": [{"start": at, "text": "lazy dog"}],
     }
     made = Tokeniser(loaded.prompts, "question_answering", 24).encode(row)
-    assert len(made) > 2 and all(len(one.ids) <= 24 and one.label == 9 for one in made)
+    assert len(made) > 2
+    assert all(len(one.ids) <= 24 and one.label == 9 for one in made)
     found = [[mark & 3 for mark in one.aux[: len(one.ids)]] for one in made]
     assert [sum(marks[1:]) > 0 for marks in found] == [False] * (len(made) - 1) + [True]
     assert all(marks[0] == 3 for marks in found[:-1])

@@ -35,6 +35,9 @@ const ownOrAuto = {
   target_modules: z.union([auto, own.target_modules]).optional(),
   early_stopping_patience: z.union([auto, own.early_stopping_patience]).optional(),
   eval_steps: z.union([auto, own.eval_steps]).optional(),
+  class_weights: z.union([auto, own.class_weights]).optional(),
+  target_mean: z.union([auto, own.target_mean]).optional(),
+  target_std: z.union([auto, own.target_std]).optional(),
 };
 
 export const jobHyperparametersSchema = z

@@ -5,7 +5,17 @@
  */
 import { z } from "zod";
 
-export const taskSchema = z.enum(["chat", "classification", "seq2seq"]);
+export const taskSchema = z.enum([
+  "chat",
+  "classification",
+  "seq2seq",
+  "multilabel_classification",
+  "regression",
+  "ranking",
+  "token_classification",
+  "question_answering",
+  "embedding",
+]);
 export const methodSchema = z.enum(["full", "lora", "head"]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
 export type Task = z.infer<typeof taskSchema>;
@@ -31,6 +41,11 @@ export const hyperparametersSchema = z.strictObject({
   target_modules: z.union([z.literal("all-linear"), z.array(z.string().min(1).max(128)).min(1).max(64)]),
   early_stopping_patience: z.number().int().min(0).max(100).describe("evaluations without gain; 0 is off"),
   eval_steps: z.number().int().min(0).max(100000).describe("optimiser steps between evaluations; 0 is once per epoch"),
+  class_weights: z
+    .enum(["none", "balanced"])
+    .describe("classification: balanced lets every class weigh the same, however many rows it has"),
+  target_mean: z.number().min(-1e30).max(1e30).describe("regression: (score - target_mean) / target_std is learnt"),
+  target_std: z.number().positive().max(1e30),
 });
 export type Hyperparameters = z.infer<typeof hyperparametersSchema>;
 
@@ -50,7 +65,11 @@ export const trainSpecSchema = z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
     train_sha256: z.string().length(64),
     validation_path: z.string().max(4096).nullable().describe("null: nothing is held out, nothing is evaluated"),
-    labels: z.array(z.string().max(256)).max(1000).nullable().describe("classification: class names in id order"),
+    labels: z
+      .array(z.string().max(256))
+      .max(1000)
+      .nullable()
+      .describe("names of classes, of labels or of entities in id order"),
   }),
   output_dir: z.string().max(4096),
   hyperparameters: hyperparametersSchema,

@@ -46,16 +46,16 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
 
 def write_model(loaded: Loaded, spec: TrainSpec, final: Path) -> Path:
     """Writes the folder `final`, whole or not at all. Raises OSError, TensorFileError (disk full)."""
-    with _written_whole(final) as partial:
+    with written_whole(final) as partial:
         if loaded.lora is not None:
             write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
             config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
-            _write_json(partial / "adapter_config.json", config)
+            write_json(partial / "adapter_config.json", config)
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
             if spec.task == "embedding":
                 write_pooling(partial, loaded)
-        _write_json(partial / "fettle.json", _facts(loaded, spec))
+        write_json(partial / "fettle.json", _facts(loaded, spec))
     return final
 
 
@@ -79,18 +79,15 @@ def write_pooling(folder: Path, loaded: Loaded) -> None:
         "pooling_mode_mean_tokens": loaded.pooling == "mean",
         "pooling_mode_max_tokens": False,
     }
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": loaded.max_length, "do_lower_case": False}
     )
-    with (folder / "modules.json").open("w", encoding="utf-8") as file:
-        json.dump(modules, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / "modules.json", modules)
 
 
 @contextmanager
-def _written_whole(final: Path) -> Generator[Path]:
+def written_whole(final: Path) -> Generator[Path]:
     """A folder beside `final`: it takes its place when the block ends well, and is gone when it does not."""
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -250,15 +247,15 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
     if not difference <= allowed:
         raise mismatch(f"merging changes its answers by {difference:.3g}, more than {allowed:.3g}")
     facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
-    with _written_whole(out) as partial:
+    with written_whole(out) as partial:
         save_model(loaded.model, loaded.prompts.raw, partial)
         if facts["task"] == "embedding":
             write_pooling(partial, loaded)
-        _write_json(partial / "fettle.json", {**facts, "method": "merged"})
+        write_json(partial / "fettle.json", {**facts, "method": "merged"})
     return difference
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.flush()

@@ -16,6 +16,7 @@ class Artefact:
     stop_ids: frozenset[int] | None = None
     chat_template_sha256: str | None = None
     max_length: int | None = None
+    task: str | None = None
 
 
 def read_artefact(folder: Path) -> Artefact:
@@ -29,6 +30,7 @@ def read_artefact(folder: Path) -> Artefact:
         stop_ids=frozenset(int(token_id) for token_id in stop_ids) if stop_ids else None,
         chat_template_sha256=entries.get("chat_template_sha256"),
         max_length=entries.get("max_length"),
+        task=entries.get("task"),
     )
 
 

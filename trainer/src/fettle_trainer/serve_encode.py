@@ -119,7 +119,7 @@ class EncodeEngine:
                 answers = self._pooled(output.last_hidden_state[picked], mask_BT[picked])
             else:
                 logits = head.logits(ids_BT[picked], mask_BT[picked], rows_of_output(output, picked))
-                answers = torch.softmax(logits.float(), dim=-1)
+                answers = head.probabilities(logits.float())
             for row, answer in zip(rows, cast(list[list[float]], cast(Any, answers).tolist()), strict=True):
                 batch[row].job.results[batch[row].index] = answer
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from .serve_adapters import Adapter
+from .serve_artefact import Artefact
 from .serve_models import ServedModel
 from .serve_refusal import ServeRefusal
 
@@ -29,10 +30,13 @@ class Answered(nn.Module):
 
 
 class Head:
-    """One classifier. `labels` in the order of the logits."""
+    """One classifier. `labels` in the order of the logits; `several`: a text may have any number of them."""
 
-    def __init__(self, model: Any, labels: tuple[str, ...], *, is_decoder: bool) -> None:
+    def __init__(
+        self, model: Any, labels: tuple[str, ...], *, is_decoder: bool, several: bool = False
+    ) -> None:
         self.labels = labels
+        self.several = several
         self._model = model
         self._finds_last_by_padding = is_decoder
         if is_decoder:
@@ -40,6 +44,9 @@ class Head:
             model.config.get_text_config().pad_token_id = 1
         self._answered = Answered()
         setattr(model, model.base_model_prefix, self._answered)
+
+    def probabilities(self, logits_BV: Tensor) -> Tensor:
+        return torch.sigmoid(logits_BV) if self.several else torch.softmax(logits_BV, dim=-1)
 
     def logits(self, ids_BT: Tensor, mask_BT: Tensor, trunk_output: Any) -> Tensor:
         """B x number of labels, from the trunk's output for the same rows."""
@@ -62,11 +69,13 @@ def own_head(served: ServedModel) -> Head | None:
     # A shallow copy shares the weights; its own module table keeps the original whole.
     model._modules = dict(served.own_head._modules)
     labels = _labels(served.artefact.labels, served.own_head, str(served.folder))
-    return Head(model, labels, is_decoder=served.family == "decoder")
+    several = model.config.problem_type == "multi_label_classification"
+    return Head(model, labels, is_decoder=served.family == "decoder", several=several)
 
 
-def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] | None) -> Head:
+def adapter_head(served: ServedModel, adapter: Adapter, artefact: Artefact) -> Head:
     """The head an adapter brought along. ServeRefusal when it brought none, or not all of it."""
+    labels = artefact.labels
     outputs = [tensor for name, tensor in adapter.head.items() if name.endswith("weight")]
     if not outputs:
         raise ServeRefusal(
@@ -95,7 +104,9 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
         )
     model.load_state_dict(adapter.head, assign=True)
     model.eval()
-    return Head(model, _labels(labels, model, adapter.path), is_decoder=served.family == "decoder")
+    several = artefact.task == "multilabel_classification"
+    named = _labels(labels, model, adapter.path)
+    return Head(model, named, is_decoder=served.family == "decoder", several=several)
 
 
 def _labels(stated: tuple[str, ...] | None, model: Any, where: str) -> tuple[str, ...]:

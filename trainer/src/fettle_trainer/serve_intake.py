@@ -116,7 +116,7 @@ class Intake:
                 )
             return self._own_head
         if fitted.head is None:
-            fitted.head = adapter_head(self._served, adapter, fitted.artefact.labels)
+            fitted.head = adapter_head(self._served, adapter, fitted.artefact)
         return fitted.head
 
     def _checked(self, ids: list[int], what: str, limit: int | None = None) -> list[int]:

@@ -5,7 +5,7 @@ import { type Chosen, chooseWay, familiesFor } from "../domain/compatibility.js"
 import { memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
 import type { Estimate, Run, RunAction } from "../domain/job.js";
-import { type LabelSet, labelSet } from "../domain/labels.js";
+import { type LabelSet, labelSet, type LabelTask } from "../domain/labels.js";
 import { paceOf, type Trained } from "../domain/pace.js";
 import { type Decided, decided, refused } from "../domain/refusal.js";
 import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
@@ -105,10 +105,17 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
 }
 
 function labelsFor({ model, facts, validation }: RunFacts, rows: RowKind): Decided<LabelSet | null> {
-  if (rows !== "classification") return decided(null);
-  const inherited = model.tuned?.task === "classification" ? model.tuned.labels : null;
-  return labelSet({ training: facts.labels, validation: validation?.labels ?? null, inherited });
+  const task = taskWithLabels[rows];
+  if (task === undefined) return decided(null);
+  const inherited = model.tuned?.task === task ? model.tuned.labels : null;
+  return labelSet({ training: facts.labels, validation: validation?.labels ?? null, inherited, task });
 }
+
+const taskWithLabels: Partial<Record<RowKind, LabelTask>> = {
+  classification: "classification",
+  multilabel: "multilabel_classification",
+  entities: "token_classification",
+};
 
 function hyperparametersFor(
   { run, model, adapter, facts, machine }: RunFacts,
@@ -126,6 +133,8 @@ function hyperparametersFor(
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
     adapter,
+    labels: facts.labels,
+    scores: facts.scores ?? null,
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,

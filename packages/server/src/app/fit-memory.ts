@@ -30,7 +30,7 @@ export const loadOf = ({ model, method, task, length, loraR }: LoadInput): Load 
   batchSize: 1,
   length,
   loraR,
-  generates: task !== "classification",
+  generates: task === "chat" || task === "seq2seq",
 });
 
 /** The chosen batch leaves a third of the memory free: an estimate is no promise. */

@@ -15,7 +15,18 @@ const ways: readonly Way[] = [
   { family: "decoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "encoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "seq2seq", task: "seq2seq", rows: ["pair"], methods: ["lora", "full"] },
+  ...both("multilabel_classification", "multilabel"),
+  ...both("regression", "score"),
+  ...both("ranking", "ranking"),
+  { family: "encoder", task: "token_classification", rows: ["entities"], methods: ["lora", "full", "head"] },
+  { family: "encoder", task: "question_answering", rows: ["answers"], methods: ["lora", "full", "head"] },
+  { family: "encoder", task: "embedding", rows: ["similarity"], methods: ["lora", "full"] },
 ];
+
+function both(task: Task, rows: RowKind): Way[] {
+  const families: Family[] = ["decoder", "encoder"];
+  return families.map((family) => ({ family, task, rows: [rows], methods: ["lora", "full", "head"] }));
+}
 
 const familyWords: Record<Family, string> = {
   decoder: "a decoder",
@@ -26,6 +37,12 @@ const rowWords: Record<RowKind, string> = {
   chat: "chat rows (messages)",
   pair: "pairs (prompt and completion)",
   classification: "classification rows (text and label)",
+  multilabel: "rows of several labels (text and labels)",
+  score: "scored texts (text and score)",
+  ranking: "ranked pairs (chosen_text and rejected_text)",
+  entities: "texts with entities (text and entities)",
+  answers: "questions about a text (question, context and answers)",
+  similarity: "texts that belong together (anchor and positive)",
 };
 
 export interface Wanted {
@@ -108,9 +125,10 @@ function explain({ model, family, rows, task }: Wanted): string {
   }
   const forRows = ways.filter((way) => way.rows.includes(rows) && (task === null || way.task === task));
   const families = [...new Set(forRows.map((way) => familyWords[way.family]))].join(" or ");
-  const own = [
+  const kinds = [
     ...new Set(ways.filter((way) => way.family === family).flatMap((way) => way.rows.map((kind) => rowWords[kind]))),
-  ].join(" or ");
+  ];
+  const own = `${kinds.slice(0, 3).join(" or ")}${kinds.length > 3 ? ", among others" : ""}`;
   const other = families === "" ? "" : ` Use ${families} for these rows, or`;
   return `${model} is ${familyWords[family]}, which cannot learn from ${rowWords[rows]}.${other === "" ? " Use" : `${other} give`} a file of ${own}.`;
 }

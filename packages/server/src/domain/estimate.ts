@@ -17,7 +17,7 @@ export interface Load {
   /** Tokens of the longest row in a batch. */
   length: number;
   loraR: number;
-  /** Whether every position is compared with the whole vocabulary: true but for classification. */
+  /** Whether every position is compared with the whole vocabulary: true where text is written. */
   generates: boolean;
 }
 

@@ -17,6 +17,10 @@ export interface Situation {
   hasValidation: boolean;
   /** The adapter that is gone on from: its shape is kept. */
   adapter: AdapterShape | null;
+  /** Rows of each class. */
+  labels: Readonly<Record<string, number>>;
+  /** Of the rows to train on; null when they have none. */
+  scores: { mean: number; std: number } | null;
   /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
   rowsThatFit: (maxLength: number) => number;
 }
@@ -81,7 +85,31 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       ? { value: 3, reason: "stops after 3 evaluations without gain" }
       : { value: 0, reason: "off: no row is held out to judge by" },
   eval_steps: () => ({ value: 0, reason: "once an epoch" }),
+  class_weights: classWeightsRule,
+  target_mean: ({ task, scores }) =>
+    task === "regression" && scores !== null
+      ? { value: scores.mean, reason: "the mean of the scores, so that what is learnt lies around 0" }
+      : { value: 0, reason: notUsed },
+  target_std: ({ task, scores }) =>
+    task === "regression" && scores !== null
+      ? { value: scores.std, reason: "the scores' standard deviation, so that one learning rate suits all scales" }
+      : { value: 1, reason: notUsed },
 };
+
+/** Rows of the largest class for one of the smallest, from which on classes are weighed. */
+const severeImbalance = 10;
+
+function classWeightsRule({ task, labels }: Situation): { value: string; reason: string } {
+  if (task !== "classification") return { value: "none", reason: notUsed };
+  const counts = Object.entries(labels).filter(([, count]) => count > 0);
+  const [first = ["", 1] as const] = counts;
+  const most = counts.reduce((a, b) => (b[1] > a[1] ? b : a), first);
+  const least = counts.reduce((a, b) => (b[1] < a[1] ? b : a), first);
+  const told = `"${most[0]}" has ${most[1]} rows, "${least[0]}" ${least[1]}`;
+  return most[1] > severeImbalance * least[1]
+    ? { value: "balanced", reason: `${told}: without weights the rare class would hardly be learnt` }
+    : { value: "none", reason: `${told}: less than ${severeImbalance} to 1 apart` };
+}
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
 export function resolveHyperparameters(given: RunRequest["hyperparameters"], situation: Situation): Decided<Resolved> {
@@ -105,6 +133,10 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       values[name] = value;
       choices.push({ name, value, reason });
     }
+  }
+  if (values["class_weights"] === "balanced" && situation.task !== "classification") {
+    const message = `class_weights is "balanced", but the task "${situation.task}" has no classes that exclude each other: expected "none". Leave it out.`;
+    return refused("value_out_of_range", "hyperparameters.class_weights", message);
   }
   if (multiplier !== undefined) {
     const scaled = (values["learning_rate"] as number) * multiplier;
@@ -176,7 +208,21 @@ const bounds: Record<keyof Hyperparameters, string> = {
   target_modules: '"all-linear" or a list of 1 to 64 module names',
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
+  class_weights: '"none" or "balanced"',
+  target_mean: "a number from -1e30 to 1e30",
+  target_std: "a number above 0, at most 1e30",
 };
+
+/** Usual epochs, rows to be seen at least, epochs at most: a new output layer begins with nothing. */
+const newOutput: [number, number, number] = [3, 600, 10];
+const withNewOutput: readonly Task[] = [
+  "classification",
+  "multilabel_classification",
+  "regression",
+  "ranking",
+  "token_classification",
+  "question_answering",
+];
 
 /**
  * OpenAI's published rule (cookbook, chat_finetuning_data_prep): 3 epochs, more until 100 rows are seen, fewer beyond
@@ -184,7 +230,7 @@ const bounds: Record<keyof Hyperparameters, string> = {
  */
 function epochsRule({ task, method, numRows }: Situation): { value: number; reason: string } {
   const [usual, least, most] =
-    method === "head" ? [10, 4000, 25] : task === "classification" ? [3, 600, 10] : [3, 100, 25];
+    method === "head" ? [10, 4000, 25] : withNewOutput.includes(task) ? newOutput : [3, 100, 25];
   const rows = Math.max(1, numRows);
   if (usual * rows < least) {
     const value = Math.min(most, Math.max(usual, Math.floor(least / rows)));
@@ -217,8 +263,9 @@ function maxLengthRule({ family, contextLength, longestRow }: Situation): { valu
 }
 
 /** Rows per optimiser step: a power of two near a 64th of the rows, within what suits the family. */
-function rowsPerStep({ family, method, numRows }: Situation): number {
-  const [least, most] = method === "head" ? [16, 64] : family === "decoder" ? [4, 16] : [8, 32];
+function rowsPerStep({ family, task, method, numRows }: Situation): number {
+  // The rows of a step are each other's wrong answers: more of them teach more.
+  const [least, most] = method === "head" || task === "embedding" ? [16, 64] : family === "decoder" ? [4, 16] : [8, 32];
   const wanted = 2 ** Math.round(Math.log2(Math.max(1, numRows / 64)));
   return Math.min(most, Math.max(least, wanted));
 }

@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { hyperparametersSchema } from "@fettle/contract";
+import { hyperparametersSchema, taskSchema } from "@fettle/contract";
 import { describe, expect, it } from "vitest";
 import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
 import { type Load, memoryBytes } from "../../src/domain/estimate.js";
@@ -50,6 +50,12 @@ describe("chooseWay", () => {
     [{ family: "encoder", rows: "classification", method: "head" }, "classification", "head"],
     [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
     [{ method: "full" }, "chat", "full"],
+    [{ rows: "multilabel" }, "multilabel_classification", "lora"],
+    [{ rows: "score", method: "head" }, "regression", "head"],
+    [{ rows: "ranking" }, "ranking", "lora"],
+    [{ family: "encoder", rows: "entities", numParameters: 22e6 }, "token_classification", "full"],
+    [{ family: "encoder", rows: "answers", numParameters: 22e6 }, "question_answering", "full"],
+    [{ family: "encoder", rows: "similarity", numParameters: 22e6 }, "embedding", "full"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
@@ -58,7 +64,7 @@ describe("chooseWay", () => {
   it.each<[Partial<Wanted>, string]>([
     [
       { family: "encoder" },
-      "m is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label).",
+      "m is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label) or rows of several labels (text and labels) or scored texts (text and score), among others.",
     ],
     [
       { family: "seq2seq", rows: "classification" },
@@ -87,16 +93,20 @@ describe("chooseWay", () => {
 describe("labelSet", () => {
   const training = { spam: 20, ham: 30 };
   it("orders by number when all are numbers, else by character codes", () => {
-    expect(labelSet({ training: { "10": 9, "9": 9, "2": 9 }, validation: null, inherited: null })).toMatchObject({
+    expect(
+      labelSet({ training: { "10": 9, "9": 9, "2": 9 }, validation: null, inherited: null, task: "classification" }),
+    ).toMatchObject({
       value: { labels: ["2", "9", "10"], warnings: [] },
     });
-    expect(labelSet({ training, validation: { ham: 1 }, inherited: null })).toMatchObject({
+    expect(labelSet({ training, validation: { ham: 1 }, inherited: null, task: "classification" })).toMatchObject({
       value: { labels: ["ham", "spam"] },
     });
   });
 
   it("warns of rare classes", () => {
-    expect(labelSet({ training: { ...training, rare: 2 }, validation: null, inherited: null })).toMatchObject({
+    expect(
+      labelSet({ training: { ...training, rare: 2 }, validation: null, inherited: null, task: "classification" }),
+    ).toMatchObject({
       value: {
         warnings: [
           '1 of 3 classes have fewer than 8 rows and will be learnt badly: "rare" (2). Add rows, or merge classes.',
@@ -119,7 +129,7 @@ describe("labelSet", () => {
       'The training file has the label "other", which the tuned model does not know: expected only "ham", "spam". Begin from the base model, or rename the label.',
     ],
   ])("%j is refused", (input, message) => {
-    expect(labelSet(input)).toMatchObject({ ok: false, refusal: { message } });
+    expect(labelSet({ ...input, task: "classification" })).toMatchObject({ ok: false, refusal: { message } });
   });
 });
 
@@ -134,8 +144,40 @@ describe("resolveHyperparameters", () => {
     longestRow: 200,
     hasValidation: true,
     adapter: null,
+    labels: {},
+    scores: null,
     rowsThatFit: () => 64,
   };
+
+  const chosen = (change: Partial<Situation>, name: string) => {
+    const resolved = resolveHyperparameters({}, { ...situation, ...change });
+    return resolved.ok ? resolved.value.choices.find((choice) => choice.name === name) : resolved;
+  };
+
+  it.each([
+    [
+      { ham: 110, spam: 10 },
+      "balanced",
+      '"ham" has 110 rows, "spam" 10: without weights the rare class would hardly be learnt',
+    ],
+    [{ ham: 100, spam: 10 }, "none", '"ham" has 100 rows, "spam" 10: less than 10 to 1 apart'],
+  ])("weighs the classes of %j: %s", (labels, value, reason) => {
+    expect(chosen({ task: "classification", labels }, "class_weights")).toMatchObject({ value, reason });
+  });
+
+  it("standardises scores", () => {
+    const change: Partial<Situation> = { task: "regression", scores: { mean: 50, std: 8 } };
+    expect(chosen(change, "target_mean")).toMatchObject({ value: 50 });
+    expect(chosen(change, "target_std")).toMatchObject({ value: 8 });
+    expect(chosen({}, "target_std")).toMatchObject({ value: 1, reason: "not used by this method" });
+  });
+
+  it("refuses to balance what has no classes", () => {
+    expect(resolveHyperparameters({ class_weights: "balanced" }, situation)).toMatchObject({
+      ok: false,
+      refusal: { code: "value_out_of_range", param: "hyperparameters.class_weights" },
+    });
+  });
 
   it("chooses everything, each with a reason", () => {
     const resolved = resolveHyperparameters({}, situation);
@@ -216,13 +258,15 @@ describe("resolveHyperparameters", () => {
       fc.property(
         fc.record({
           family: fc.constantFrom("decoder" as const, "encoder" as const, "seq2seq" as const),
-          task: fc.constantFrom("chat" as const, "classification" as const, "seq2seq" as const),
+          task: fc.constantFrom(...taskSchema.options),
           method: fc.constantFrom("full" as const, "lora" as const, "head" as const),
           numParameters: fc.integer({ min: 1, max: 1e12 }),
           contextLength: fc.integer({ min: 8, max: 131072 }),
           numRows: fc.integer({ min: 1, max: 1e7 }),
           longestRow: fc.integer({ min: 0, max: 1e7 }),
           hasValidation: fc.boolean(),
+          labels: fc.dictionary(fc.string(), fc.integer({ min: 0, max: 1e6 })),
+          scores: fc.option(fc.record({ mean: fc.constantFrom(-1e30, 0, 1e30), std: fc.constantFrom(1e-300, 1, 1e30) })),
           fit: fc.integer({ min: 0, max: 1e6 }),
         }),
         ({ fit, ...rest }) => {

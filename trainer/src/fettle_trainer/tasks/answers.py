@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..loss import LossSum
 from ..messages import PromptError
+from ..tensor_files import parts_of
 from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def _place_of(targets_N: Tensor, mark: int) -> Tensor:
 
 
 def _by_window(logits_NV: Tensor, batch: "Batch") -> Iterator[tuple[Tensor, Tensor]]:
-    counts = list(batch.target_counts)
-    return zip(logits_NV.split(counts), batch.targets_N.split(counts), strict=True)
+    counts = batch.target_counts
+    return zip(parts_of(logits_NV, counts), parts_of(batch.targets_N, counts), strict=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..loss import LossSum, summed_cross_entropy
-from ..tensor_files import integers
+from ..tensor_files import integers, parts_of
 from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Embedding(Objective):
         return [TokenRow(ids, lengths, 0, truncated=any(text.truncated for text in texts))]
 
     def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
-        parts = ids.split(integers(aux))
+        parts = parts_of(ids, integers(aux))
         return [Feed(one, ids.new_zeros(1), torch.tensor([role])) for role, one in enumerate(parts)]
 
     def num_targets(self, num_rows: int, aux: Tensor) -> int:

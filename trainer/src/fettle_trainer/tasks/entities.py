@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from ..messages import PromptError
-from ..tensor_files import integers
+from ..tensor_files import integers, parts_of
 from .classification import name_outputs
 from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
 
@@ -119,11 +119,11 @@ class _EntityScores(Scores):
         self._right, self._words = 0, 0
 
     def add(self, logits_NV: Tensor, batch: "Batch") -> None:
-        counts = list(batch.target_counts)
+        counts = batch.target_counts
         guesses, targets = logits_NV.argmax(dim=-1), batch.targets_N
         self._right += int((guesses == targets).sum())
         self._words += len(targets)
-        for guess, target in zip(guesses.split(counts), targets.split(counts), strict=True):
+        for guess, target in zip(parts_of(guesses, counts), parts_of(targets, counts), strict=True):
             found, wanted = set(spans_of(integers(guess))), set(spans_of(integers(target)))
             self._hits += len(found & wanted)
             self._guessed += len(found)

@@ -5,7 +5,7 @@ the run's `target_mean` and `target_std`, and the artefact says them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ def spearman(a_N: Tensor, b_N: Tensor) -> float:
 
 
 def _ranks(values_N: Tensor) -> Tensor:
-    _, which, counts = values_N.unique(sorted=True, return_inverse=True, return_counts=True)
+    unique = cast("Any", values_N).unique(sorted=True, return_inverse=True, return_counts=True)
+    _, which, counts = cast("tuple[Tensor, Tensor, Tensor]", unique)
     ends = counts.cumsum(0).double()
     return (ends - (counts - 1) / 2)[which]
