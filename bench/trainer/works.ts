@@ -37,7 +37,7 @@ export interface Work {
   readonly passes: number;
   readonly hyperparameters: Partial<Hyperparameters>;
   readonly defaults: Flags;
-  /** Each is tried for a few steps; the fastest is the peer's best. `sequential` reads our own batches in our order. */
+  /** Each is tried for a few steps; the fastest is the peer's best. */
   readonly candidates: readonly Flags[];
 }
 
@@ -98,7 +98,7 @@ const decoder = {
   candidates: combinations(decoderChoices).map((flags) => ({ ...flags, gradient_checkpointing: false })),
 } as const;
 
-const trainer = combinations({ bf16: [true, false], train_sampling_strategy: order });
+const trainer = combinations({ bf16: [true, false], train_sampling_strategy: ["random", "group_by_length"] });
 
 const encoder = {
   kind: "encoder",

@@ -57,7 +57,9 @@ class Stepper:
         self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
-        self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+        self.collate = Collator(
+            task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
+        )
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
         self._head = loaded.kernels.head if plain and loaded.kernels else None

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..packing import current_lengths
+from ..packing import current_lengths, filler
 from .attention import Layout, attend, with_dropout
 from .heads import Heads
 from .norm import CentredNorm
@@ -56,19 +56,31 @@ class _Stack:
 
         lengths = current_lengths()
         with torch.autocast(hidden_states.device.type, enabled=False):
-            places_T = token_places(lengths, hidden_states.shape[1])
-            x_TE = hidden_states.float().flatten(0, 1).index_select(0, places_T)
-            layout = Layout.of_self(lengths, self._heads)
+            rows = Rows(lengths, hidden_states.shape[1])
+            x_TE = hidden_states.float().flatten(0, 1).index_select(0, rows.places_T)
+            layout = Layout.of_self(rows.lengths, self._heads)
             for layer in self._layers:
                 x_TE = layer(x_TE, layout)
-            padded = x_TE.new_zeros(hidden_states.shape[0] * hidden_states.shape[1], x_TE.shape[1])
-            whole = padded.index_copy(0, places_T, x_TE).view(hidden_states.shape)
+            whole = rows.padded(x_TE).view(hidden_states.shape)
         return cast("Any", Output)(last_hidden_state=whole)
 
 
-def token_places(lengths: tuple[int, ...], longest: int) -> Tensor:
-    """T places in the flattened B x L: of what is no padding, which is on the right."""
-    return torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+class Rows:
+    """Padded rows laid end to end, and back. `lengths` and `places_T` (in the flattened B x L, padding on the
+    right) end with a filler."""
+
+    def __init__(self, lengths: tuple[int, ...], longest: int) -> None:
+        places = [torch.arange(length) + row * longest for row, length in enumerate(lengths)]
+        self._tokens = sum(lengths)
+        self._size = len(lengths) * longest
+        fill = filler(self._tokens)
+        self.lengths = (*lengths, fill) if fill else lengths
+        self.places_T = torch.cat([*places, torch.zeros(fill, dtype=torch.long)])
+
+    def padded(self, x_TE: Tensor) -> Tensor:
+        """(B L) x E, zero where there is padding."""
+        places = self.places_T[: self._tokens]
+        return x_TE.new_zeros(self._size, x_TE.shape[1]).index_copy(0, places, x_TE[: self._tokens])
 
 
 def fits(model: Any) -> bool:
