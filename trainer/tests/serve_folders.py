@@ -93,6 +93,8 @@ def write_adapter(base: PreTrainedModel, folder: Path, options: dict[str, object
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.4)
+            elif "magnitude" in name:
+                parameter.mul_(torch.rand(parameter.shape) + 0.5)
     peft.save_pretrained(str(folder))
     peft.unload()
 
@@ -112,6 +114,8 @@ def write_llama(out: Path) -> None:
     for number, rank in enumerate((4, 2, 8)):
         options = {"r": rank, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
         write_adapter(model, out / f"llama-adapter-{number}", options, 100 + number)
+    dora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_dora": True}
+    write_adapter(model, out / "llama-adapter-dora", dora, 110)
 
 
 def write_llama_classifier(out: Path) -> None:
@@ -155,6 +159,7 @@ def write_gpt2(out: Path) -> None:
         "fan_in_fan_out": True,
     }
     write_adapter(model, out / "gpt2-adapter", options, 300)
+    write_adapter(model, out / "gpt2-adapter-dora", {**options, "use_dora": True}, 301)
 
 
 def bert_config(**changes: object) -> BertConfig:

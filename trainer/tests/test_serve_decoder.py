@@ -93,7 +93,9 @@ def grouped(messages: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         ("llama", "llama-adapter-0"),
         ("llama", "llama-adapter-2"),
         ("gpt2", None),
+        ("llama", "llama-adapter-dora"),
         ("gpt2", "gpt2-adapter"),
+        ("gpt2", "gpt2-adapter-dora"),
     ],
 )
 def test_greedy_equals_plain_transformers_with_the_adapter_merged(name: str, path: str | None) -> None:

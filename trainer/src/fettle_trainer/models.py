@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
+from .adapters import LORA_METHODS, LoraSettings, add_lora, load_adapter, read_adapter, settings_of
 from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .kernels import Kernels
@@ -16,7 +16,7 @@ from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
-from .spec import Family, Hyperparameters, Task, TrainSpec
+from .spec import Family, Hyperparameters, Method, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
 
@@ -81,7 +81,7 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
     seed_everything(spec.seed)
-    frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
+    frozen_dtype = compute.dtype if spec.method in LORA_METHODS else torch.float32
     model, heads = load_model(
         folder,
         spec.task,
@@ -183,7 +183,7 @@ def load_prompts(folder: Path) -> PromptEncoder:
     return PromptEncoder(tokenizer)
 
 
-def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> LoraSettings:
+def _lora_settings(hyperparameters: Hyperparameters, method: Method, heads: tuple[str, ...]) -> LoraSettings:
     targets = hyperparameters.target_modules
     return LoraSettings(
         r=hyperparameters.lora_r,
@@ -191,21 +191,30 @@ def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> L
         dropout=hyperparameters.lora_dropout,
         targets=None if targets == "all-linear" else tuple(targets),
         modules_to_save=heads,
+        rslora=method == "rslora",
+        dora=method == "dora",
     )
 
 
 def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSettings | None:
     """Freezes and thaws by method."""
     adapter = spec.base_model.adapter_path
-    if spec.method == "lora":
+    if spec.method in LORA_METHODS:
         if adapter is None:
-            settings = lora_settings(spec.hyperparameters, heads)
+            settings = _lora_settings(spec.hyperparameters, spec.method, heads)
             add_lora(model, settings, spec.seed)
             return settings
         check_adapter_folder(Path(adapter))
         config, tensors = read_adapter(Path(adapter))
         # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
         settings = replace(settings_of(config), dropout=spec.hyperparameters.lora_dropout)
+        made_by = "dora" if settings.dora else "rslora" if settings.rslora else "lora"
+        if made_by != spec.method:
+            raise TrainFailure(
+                "incompatible_method",
+                f"The adapter was made with method {made_by!r}: it cannot be gone on from with {spec.method!r}.",
+                f"Use method {made_by!r}, or begin from the base model.",
+            )
         add_lora(model, settings, spec.seed)
         load_adapter(model, settings, tensors)
         return settings

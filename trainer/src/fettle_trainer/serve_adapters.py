@@ -4,7 +4,7 @@ The base stays as it is. A forward hook on each adapted module adds, for the row
 
     y_row += scale * (x_row A^T) B^T          A: R x I, B: O x R, R = rank
 
-so one batch may mix adapters and bare rows. `modules_to_save` inside the base replace the module's output for
+so one batch may mix adapters and bare rows. DoRA also scales the module's own output, channel by channel. `modules_to_save` inside the base replace the module's output for
 their rows; those outside it (a classification head) are kept in `Adapter.head` for serve_heads.py.
 Files are PEFT's format, safetensors only.
 """
@@ -32,11 +32,12 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Low-rank change of one module; `up_OR` already holds the scale."""
+    """Low-rank change of one module; `up_OR` already holds the scale. `gain_O` (DoRA): of the module's output."""
 
     down_RI: Tensor
     up_OR: Tensor
     bias_O: Tensor | None = None
+    gain_O: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -109,6 +110,9 @@ class AdapterShelf:
                 saved.setdefault(self._replaced(name, module, folder), {})[part] = tensor
         ready = {name: _delta(name, parts, config=config, folder=folder) for name, parts in deltas.items()}
         self._check_shapes(ready, saved, folder)
+        for name, parts in deltas.items():
+            if config.get("use_dora"):
+                ready[name] = self._rescaled(name, ready[name], parts=parts, folder=folder)
         for name in [*ready, *saved]:
             self._hook(name)
         return Adapter(str(folder), ready, saved, head)
@@ -159,6 +163,25 @@ class AdapterShelf:
                         expected=own[part].shape if part in own else (),
                     )
 
+    def _rescaled(self, name: str, delta: Delta, *, parts: dict[str, Tensor], folder: Path) -> Delta:
+        """g (W x + s B A x) + b = g y + g s B A x + (1 - g) b          y: the module's own output, W x + b"""
+        module = self._model.get_submodule(name)
+        weight = cast(Tensor, module.weight).detach()
+        own = (weight.to_dense() if weight.is_mkldnn else weight).float()
+        whole = (own.t() if _is_transposed(module) else own) + delta.up_OR.float() @ delta.down_RI.float()
+        magnitude = parts.get("lora_magnitude_vector.weight", parts.get("lora_magnitude_vector"))
+        if magnitude is None or magnitude.shape != whole.shape[:1] or delta.bias_O is not None:
+            raise ServeRefusal(
+                "inference_failed",
+                f"Adapter {folder} is incomplete: {name} needs a lora_magnitude_vector of {whole.shape[0]} "
+                "numbers, and no bias of its own.",
+            )
+        gain = magnitude.float() / torch.linalg.vector_norm(whole, dim=1)
+        bias = cast("Tensor | None", module.bias)
+        rest = None if bias is None else ((1 - gain) * bias.detach()).to(weight.dtype)
+        up = (gain[:, None] * delta.up_OR).to(weight.dtype)
+        return Delta(delta.down_RI, up.contiguous(), rest, gain.to(weight.dtype))
+
     def _hook(self, name: str) -> None:
         if name in self._hooked:
             return
@@ -190,6 +213,8 @@ class AdapterShelf:
         if saved is not None:
             changed = _run_saved(module, saved, mine)
         if delta is not None:
+            if delta.gain_O is not None:
+                changed = changed * delta.gain_O
             changed = changed + functional.linear(
                 functional.linear(mine, delta.down_RI), delta.up_OR, delta.bias_O
             )
@@ -233,7 +258,11 @@ def _linear_shape(module: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a linear module; GPT-2's Conv1D keeps its weight transposed."""
     weight = cast(Tensor, module.weight)
     outputs, inputs = weight.shape[0], weight.shape[1]
-    return (inputs, outputs) if type(module).__name__ == "Conv1D" else (outputs, inputs)
+    return (inputs, outputs) if _is_transposed(module) else (outputs, inputs)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
@@ -262,13 +291,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "inference_failed", f"Adapter {folder}: adapter_config.json cannot be read: {error}"
         ) from error
     kind = config.get("peft_type")
-    unsupported = [
-        name for name in ("use_dora", "layer_replication", "trainable_token_indices") if config.get(name)
-    ]
+    unsupported = [name for name in ("layer_replication", "trainable_token_indices") if config.get(name)]
     if kind != "LORA" or unsupported:
         what = f"of kind {kind}" if kind != "LORA" else f"with {', '.join(unsupported)}"
         raise ServeRefusal(
-            "inference_failed", f"Adapter {folder} is {what}; plain LoRA adapters are served. Merge it first."
+            "inference_failed", f"Adapter {folder} is {what}; LoRA, rsLoRA and DoRA adapters are served. Merge it first."
         )
     return config
 
@@ -276,13 +303,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _split_key(key: str, folder: Path) -> tuple[str, str]:
     """`base_model.model.layers.0.q.lora_A.weight` -> (`layers.0.q`, `lora_A.weight`)."""
     bare = key.removeprefix(_PREFIX).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
-    found = re.fullmatch(r"(.+)\.(lora_[AB](?:\.default)?\.(?:weight|bias))", bare)
+    found = re.fullmatch(
+        r"(.+)\.(lora_[AB](?:\.default)?\.(?:weight|bias)|lora_magnitude_vector(?:\.default)?(?:\.weight)?)", bare
+    )
     if found is not None:
         return found[1], found[2].replace(".default", "")
     if "lora_" in bare:
         raise ServeRefusal(
             "inference_failed",
-            f"Adapter {folder} holds {key}; only lora_A and lora_B of linear modules are served.",
+            f"Adapter {folder} holds {key}; only LoRA and DoRA of linear modules are served.",
         )
     name, _, part = bare.rpartition(".")
     return name, part

@@ -42,6 +42,8 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
         return None, "the fused layers are for CPUs"
     if any(layer.dropout for _, layer in lora_layers(model)):
         return None, "the fused layers know no dropout inside an adapter: lora_dropout 0 is faster"
+    if any(layer.magnitude is not None for _, layer in lora_layers(model)):
+        return None, "the fused layers know no DoRA, which rescales whole weights"
     before = model.config._attn_implementation
     parts: list[Projection | Embedding] = []
 
