@@ -114,7 +114,13 @@ def write_llama(out: Path) -> None:
     for number, rank in enumerate((4, 2, 8)):
         options = {"r": rank, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
         write_adapter(model, out / f"llama-adapter-{number}", options, 100 + number)
-    dora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_dora": True}
+    dora = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+        "use_dora": True,
+    }
     write_adapter(model, out / "llama-adapter-dora", dora, 110)
 
 

@@ -1,9 +1,9 @@
 """LoRA: low-rank changes of linear layers, trained here, read and written in PEFT's format.
 
-y = W x + s B A x               A: r x in, B: out x r, W frozen; s = alpha / r      (Hu et al. 2021, section 4.1)
-rsLoRA: s = alpha / sqrt(r)                                                        (Kalajdzievski 2023)
-DoRA:   y = g (W x + s B A x)   g = m / ||W + s B A||, row by row; m: out, trained; the norm is a constant of
-                                the backward pass                                  (Liu et al. 2024, section 4.3)
+LoRA:   y = W x + s B A x       A: r x in, B: out x r, W frozen; s = alpha / r  (Hu et al. 2021, section 4.1)
+rsLoRA: s = alpha / sqrt(r)                                                     (Kalajdzievski 2023)
+DoRA:   y = g (W x + s B A x)   g = m / |W + s B A|, row by row; m: out, trained; the length is a constant of
+                                the backward pass                               (Liu et al. 2024, section 4.3)
 """
 
 import json
@@ -82,7 +82,7 @@ class LoraLinear(nn.Module):
         return flat.view(y.shape)
 
     def _rescaled(self, x: Tensor, y: Tensor, *, drops: bool) -> Tensor:
-        """DoRA. y + (g - 1) W x + g s B A x: what a dropout takes from x reaches the change alone, as in PEFT."""
+        """DoRA. y + (g - 1) W x + g s B A x: a dropout of x reaches the change alone, as in PEFT."""
         assert self.magnitude is not None
         gain = self.magnitude / self._norm()
         low = functional.linear(x.to(self.lora_A.dtype), self.lora_A)
@@ -102,15 +102,19 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def _norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self._changed(), dim=1)
+        return _lengths(self._changed())
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """The weight that gives this layer's answers, in the base's own layout and type, added in fp32."""
         whole = self._changed()
         if self.magnitude is not None:
-            whole *= (self.magnitude / torch.linalg.vector_norm(whole, dim=1))[:, None]
+            whole *= (self.magnitude / _lengths(whole))[:, None]
         return (whole.t() if self.transposed else whole).to(self.weight.dtype)
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    return rows.square().sum(dim=1).sqrt()
 
 
 def _is_transposed(module: object) -> bool:
@@ -145,8 +149,8 @@ def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str
     if unused and any(name == unused[0] or name.endswith(f".{unused[0]}") for name in heads):
         raise TrainFailure(
             "incompatible_method",
-            f"target_modules names {unused[0]!r}, the output head. It is not adapted: in most models it is the "
-            "embedding as well, and a change of one would silently be, or not be, a change of the other.",
+            f"target_modules names {unused[0]!r}, the output head. It is not adapted: in most models it is "
+            "the embedding as well, and changing one would silently change, or miss, the other.",
             f"Leave {unused[0]!r} out, or train all weights with method 'full'.",
         )
     if unused or not chosen:

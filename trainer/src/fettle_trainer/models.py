@@ -212,7 +212,7 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
         if made_by != spec.method:
             raise TrainFailure(
                 "incompatible_method",
-                f"The adapter was made with method {made_by!r}: it cannot be gone on from with {spec.method!r}.",
+                f"The adapter was made with method {made_by!r}: method {spec.method!r} cannot go on from it.",
                 f"Use method {made_by!r}, or begin from the base model.",
             )
         add_lora(model, settings, spec.seed)

@@ -4,8 +4,9 @@ The base stays as it is. A forward hook on each adapted module adds, for the row
 
     y_row += scale * (x_row A^T) B^T          A: R x I, B: O x R, R = rank
 
-so one batch may mix adapters and bare rows. DoRA also scales the module's own output, channel by channel. `modules_to_save` inside the base replace the module's output for
-their rows; those outside it (a classification head) are kept in `Adapter.head` for serve_heads.py.
+so one batch may mix adapters and bare rows. DoRA also scales the module's own output, channel by channel.
+`modules_to_save` inside the base replace the module's output for their rows; those outside it (a head for
+classification) are kept in `Adapter.head` for serve_heads.py.
 Files are PEFT's format, safetensors only.
 """
 
@@ -32,7 +33,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Low-rank change of one module; `up_OR` already holds the scale. `gain_O` (DoRA): of the module's output."""
+    """Low-rank change of one module; `up_OR` holds the scale. `gain_O` (DoRA): of the module's output."""
 
     down_RI: Tensor
     up_OR: Tensor
@@ -176,7 +177,7 @@ class AdapterShelf:
                 f"Adapter {folder} is incomplete: {name} needs a lora_magnitude_vector of {whole.shape[0]} "
                 "numbers, and no bias of its own.",
             )
-        gain = magnitude.float() / torch.linalg.vector_norm(whole, dim=1)
+        gain = magnitude.float() / whole.square().sum(dim=1).sqrt()
         bias = cast("Tensor | None", module.bias)
         rest = None if bias is None else ((1 - gain) * bias.detach()).to(weight.dtype)
         up = (gain[:, None] * delta.up_OR).to(weight.dtype)
@@ -295,7 +296,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if kind != "LORA" or unsupported:
         what = f"of kind {kind}" if kind != "LORA" else f"with {', '.join(unsupported)}"
         raise ServeRefusal(
-            "inference_failed", f"Adapter {folder} is {what}; LoRA, rsLoRA and DoRA adapters are served. Merge it first."
+            "inference_failed",
+            f"Adapter {folder} is {what}; LoRA, rsLoRA and DoRA adapters are served. Merge it first.",
         )
     return config
 
@@ -304,7 +306,8 @@ def _split_key(key: str, folder: Path) -> tuple[str, str]:
     """`base_model.model.layers.0.q.lora_A.weight` -> (`layers.0.q`, `lora_A.weight`)."""
     bare = key.removeprefix(_PREFIX).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
     found = re.fullmatch(
-        r"(.+)\.(lora_[AB](?:\.default)?\.(?:weight|bias)|lora_magnitude_vector(?:\.default)?(?:\.weight)?)", bare
+        r"(.+)\.(lora_[AB](?:\.default)?\.(?:weight|bias)|lora_magnitude_vector(?:\.default)?(?:\.weight)?)",
+        bare,
     )
     if found is not None:
         return found[1], found[2].replace(".default", "")

@@ -17,7 +17,7 @@ import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes } from "./r
 export interface RunFacts {
   run: Run;
   model: ResolvedModel;
-  /** Null when the model is no LoRA adapter. */
+  /** Null when the model is no adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
   machine: { memoryBytes: number; cores: number; name: string; product: number | null };

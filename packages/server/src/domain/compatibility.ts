@@ -1,5 +1,6 @@
 /** Which family of models does which task, with which rows and which method. Pure. */
 import type { Family, Method, RowKind, Task } from "@fettle/contract";
+import { leavesAdapter } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 interface Way {
@@ -66,8 +67,9 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
   }
-  if (!way.methods.includes(wanted.method)) {
-    const works = way.methods.map((name) => `"${name}"`).join(" or ");
+  const methods = methodsOf(way);
+  if (!methods.includes(wanted.method)) {
+    const works = methods.map((name) => `"${name}"`).join(" or ");
     const why =
       wanted.method === "head"
         ? ` A head is what is put on top for classification; ${way.task} uses the model's own output.`
@@ -78,18 +80,23 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
       `The method "${wanted.method}" cannot do the task "${way.task}" with ${wanted.model}.${why} Use the method ${works}.`,
     );
   }
-  if (wanted.tunedBy === "lora" && wanted.method !== "lora") {
+  if (wanted.tunedBy !== null && leavesAdapter(wanted.tunedBy) && wanted.method !== wanted.tunedBy) {
     return refused(
       "incompatible_method",
       "method",
-      `${wanted.model} is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.`,
+      `${wanted.model} is an adapter made with the method "${wanted.tunedBy}": it can only be gone on from with the same. Use "${wanted.tunedBy}", or begin from its base model.`,
     );
   }
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
+/** Wherever LoRA works, so do its kin. */
+const methodsOf = ({ methods }: Way): Method[] =>
+  methods.flatMap((method): Method[] => (method === "lora" ? ["lora", "rslora", "dora"] : [method]));
+
 function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
-  if (tunedBy === "lora") return ["lora", "the model to go on from is a LoRA adapter"];
+  if (tunedBy !== null && leavesAdapter(tunedBy))
+    return [tunedBy, `the model to go on from is an adapter made with ${tunedBy}`];
   if (family !== "decoder" && numParameters < smallParameters)
     return ["full", `${millions(numParameters)} parameters are few enough to tune all of them`];
   const [method = "lora"] = way.methods;

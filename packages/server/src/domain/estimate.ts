@@ -63,7 +63,7 @@ export interface Work {
 
 /** Floating point operations of training. Per parameter and token: 2 forward, 2 for the inputs' gradients, 2 for the weights'. */
 export function operationsOf(size: ModelSize, { tokens, epochs, method, family }: Work): number {
-  const perToken = { full: 6, lora: 4, head: 2 }[method];
+  const perToken = method === "full" ? 6 : method === "head" ? 2 : 4;
   // The embedding is looked up, not multiplied with; a decoder's counts once more as its output map.
   const embedding = size.vocabSize * size.hiddenSize;
   const multiplied =

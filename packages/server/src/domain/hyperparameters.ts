@@ -2,6 +2,7 @@
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
 import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
+import { hasRank } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 export interface Situation {
@@ -37,6 +38,7 @@ type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: 
 
 /** The reason of a value that the method does not look at. */
 export const notUsed = "not used by this method";
+const rootReason = "twice the root of lora_r: the change is scaled as in lora";
 
 /** In this order: a later rule may look at earlier values. */
 const rules: Record<keyof Hyperparameters, Rule> = {
@@ -65,19 +67,19 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       : { value: null, reason: "the model's own" },
   lora_r: ({ method }) => ({
     value: 16,
-    reason: method === "lora" ? "enough for most tasks" : notUsed,
+    reason: hasRank(method) ? "enough for most tasks" : notUsed,
   }),
   lora_alpha: ({ method }, { lora_r = 16 }) => ({
-    value: Math.min(2 * lora_r, 2048),
-    reason: method === "lora" ? "twice lora_r" : notUsed,
+    value: method === "rslora" ? 2 * Math.round(Math.sqrt(lora_r)) : Math.min(2 * lora_r, 2048),
+    reason: method === "rslora" ? rootReason : hasRank(method) ? "twice lora_r" : notUsed,
   }),
   lora_dropout: ({ task, method, numRows }) => ({
-    value: method === "lora" && numRows < 2000 && task !== "preference" ? 0.05 : 0,
-    reason: method !== "lora" ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
+    value: hasRank(method) && numRows < 2000 && task !== "preference" ? 0.05 : 0,
+    reason: !hasRank(method) ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
-    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : notUsed,
+    reason: hasRank(method) ? "adapting every linear layer learns most per parameter" : notUsed,
   }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation
@@ -274,10 +276,10 @@ function learningRateRule({ family, task, method, numParameters }: Situation): {
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
   if (task === "preference")
     return {
-      value: method === "lora" ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
+      value: hasRank(method) ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
       reason: `usual for preferences: a fifth of what answers are learnt with, or less`,
     };
-  if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
-  if (method === "lora") return of(small ? 5e-4 : 2e-4);
+  if (family === "seq2seq") return of(hasRank(method) ? 1e-3 : small ? 3e-4 : 1e-4);
+  if (hasRank(method)) return of(small ? 5e-4 : 2e-4);
   return of(small ? 5e-5 : 2e-5);
 }

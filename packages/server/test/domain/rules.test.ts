@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { hyperparametersSchema } from "@fettle/contract";
+import { hyperparametersSchema, methodSchema } from "@fettle/contract";
 import { describe, expect, it } from "vitest";
 import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
 import { type Load, memoryBytes } from "../../src/domain/estimate.js";
@@ -50,6 +50,9 @@ describe("chooseWay", () => {
     [{ family: "encoder", rows: "classification", method: "head" }, "classification", "head"],
     [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
     [{ method: "full" }, "chat", "full"],
+    [{ method: "dora" }, "chat", "dora"],
+    [{ family: "seq2seq", rows: "pair", method: "rslora" }, "seq2seq", "rslora"],
+    [{ tunedBy: "dora" }, "chat", "dora"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
@@ -70,11 +73,15 @@ describe("chooseWay", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "full".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "rslora" or "dora" or "full".',
+    ],
+    [
+      { method: "lora", tunedBy: "dora" },
+      'm is an adapter made with the method "dora": it can only be gone on from with the same. Use "dora", or begin from its base model.',
     ],
     [
       { method: "full", tunedBy: "lora" },
-      'm is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.',
+      'm is an adapter made with the method "lora": it can only be gone on from with the same. Use "lora", or begin from its base model.',
     ],
   ])("%j is refused", (change, message) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({
@@ -217,7 +224,7 @@ describe("resolveHyperparameters", () => {
         fc.record({
           family: fc.constantFrom("decoder" as const, "encoder" as const, "seq2seq" as const),
           task: fc.constantFrom("chat" as const, "classification" as const, "seq2seq" as const),
-          method: fc.constantFrom("full" as const, "lora" as const, "head" as const),
+          method: fc.constantFrom(...methodSchema.options),
           numParameters: fc.integer({ min: 1, max: 1e12 }),
           contextLength: fc.integer({ min: 8, max: 131072 }),
           numRows: fc.integer({ min: 1, max: 1e7 }),

@@ -186,8 +186,10 @@ class _Export:
             probe = Path(temporary) / "probe.safetensors"
             write_probe(probe, self._sample, before=before, expected=expected, task=self._task)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
-        is_served = self._task == "chat" and request.form in ("safetensors", "merged")
         is_adapter = request.form == "safetensors" and loaded.lora is not None
+        # vLLM takes no DoRA adapters; merged, they are models like any other.
+        is_known = loaded.lora is None or not (is_adapter and loaded.lora.dora)
+        is_served = self._task == "chat" and request.form in ("safetensors", "merged") and is_known
         vllm = vllm_command(
             name=request.name,
             base_name=str(self._facts["base_model"]),

@@ -1,0 +1,32 @@
+/** What each method trains of a model, and what it leaves. Pure. */
+import type { Method } from "@fettle/contract";
+
+export interface MethodFacts {
+  /** "trains ..." */
+  trains: string;
+  /** An adapter needs its base beside it; a model stands alone. */
+  leaves: "adapter" | "model";
+  /** Looks at lora_r, lora_alpha, lora_dropout and target_modules. */
+  hasRank: boolean;
+}
+
+export const methodFacts: Record<Method, MethodFacts> = {
+  lora: { trains: "low-rank changes of linear layers", leaves: "adapter", hasRank: true },
+  rslora: {
+    trains: "as lora, its change scaled by 1/√r instead of 1/r: high ranks learn as fast as low ones",
+    leaves: "adapter",
+    hasRank: true,
+  },
+  dora: {
+    trains: "as lora, and the length of each row of a layer's weight by itself; slower, often a little better",
+    leaves: "adapter",
+    hasRank: true,
+  },
+  full: { trains: "every weight", leaves: "model", hasRank: false },
+  head: { trains: "a new classification head over a frozen model", leaves: "model", hasRank: false },
+};
+
+export const leavesAdapter = (method: Method | undefined): boolean =>
+  method !== undefined && methodFacts[method].leaves === "adapter";
+
+export const hasRank = (method: Method): boolean => methodFacts[method].hasRank;
