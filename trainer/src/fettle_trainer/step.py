@@ -15,7 +15,7 @@ from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
-from .packing import segments
+from .packing import answers_at, segments
 from .spec import Task
 from .tasks import Objective, objective_of
 
@@ -188,7 +188,8 @@ class Stepper:
                 return cast("Tensor", self._model(**_inputs(batch)).logits)
         with self._segments(batch):
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
-        return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
+            hidden = answers_at(hidden, batch.gather_N)
+        return cast("Tensor", self._model.score(hidden))
 
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
@@ -204,7 +205,7 @@ class Stepper:
         head = cast("nn.Module", self._model.get_output_embeddings())
 
         def gathered(hidden: Tensor) -> Tensor:
-            return hidden.flatten(0, 1).index_select(0, positions_N)[None]
+            return answers_at(hidden, positions_N)[None]
 
         if instead:
             head.forward = gathered
@@ -221,7 +222,10 @@ class Stepper:
         """For layers that look at rows without their padding."""
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
-        return segments(batch.row_lengths, batch.target_lengths)
+        kernels = self.loaded.kernels
+        narrow = self.objective.reads in ("rows", "vocabulary")
+        reads = kernels.reads(batch) if narrow and kernels is not None else None
+        return segments(batch.row_lengths, batch.target_lengths, reads=reads)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

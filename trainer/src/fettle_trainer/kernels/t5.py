@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..packing import current_lengths, current_target_lengths
-from .attention import Layout, attend, with_dropout
+from .attention import attend, with_dropout
 from .encoder import Rows
 from .heads import Heads
+from .layout import Layout
 from .norm import Norm
 from .projection import Projection
 
@@ -117,7 +118,7 @@ class _Stack:
         x_TE = self._stack.dropout(self._stack.embed_tokens(ids_T).float())
         layout = Layout.of_self(lengths, self._heads)
         across = None if source is None else Layout.of_other(*_paired(lengths, source[1]), self._heads)
-        bias = self._bias(max(lengths))
+        bias = self._bias(layout.longest)
         for index, attention in enumerate(self._selves):
             x_TE = x_TE + attention(x_TE, layout, bias)
             if across is not None and source is not None:
