@@ -1,6 +1,7 @@
 """Each method: what it trains moves, the rest stays, and the saved model answers as the trained one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from fettle_trainer.adapters import LoraLinear, LoraSettings, adapter_tensors, a
 from fettle_trainer.checkpoint import CheckpointFolder
 from fettle_trainer.device import Compute
 from fettle_trainer.models import load_for_training
+from fettle_trainer.packing import segments
 from fettle_trainer.spec import parse_spec
 from fettle_trainer.tensor_files import read_tensors
 
-METHODS = ["lora", "rslora", "dora"]
+METHODS = ["lora", "rslora", "dora", "freeze"]
 
 
 def started(spec: dict[str, Any]) -> dict[str, Tensor]:
@@ -38,6 +40,65 @@ def test_all_that_is_trained_moves_within_two_steps(tmp_path: Path, kind: str, m
     assert before.keys() == after.keys()
     stuck = [name for name, value in before.items() if torch.equal(value, after[name])]
     assert stuck == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_goes_on_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    steps = {"runtime__checkpoint_steps": 1, "runtime__keep_checkpoints": 100}
+    spec, folder = trained(tmp_path, "llama", method=method, **steps)
+    again = {**spec, "output_dir": str(tmp_path / "again")}
+    shutil.copytree(tmp_path / "out" / "checkpoints" / "1", tmp_path / "again" / "checkpoints" / "1")
+    code, events = train(again)
+    assert code == 0, of_type(events, "failed")
+    assert events[0]["resumed_from_step"] == 1
+    assert artefact.folder_sha256(tmp_path / "again" / "artefact") == artefact.folder_sha256(folder)
+
+
+LAST_LAYER = {
+    "llama": ("model.layers.1.", "model.norm."),
+    "gpt2": ("transformer.h.1.", "transformer.ln_f."),
+    "bert": ("bert.encoder.layer.1.", "bert.pooler.", "classifier."),
+    "distilbert": ("distilbert.transformer.layer.1.", "pre_classifier.", "classifier."),
+    "qwen2": ("model.layers.1.", "model.norm.", "score."),
+    "t5": ("decoder.block.1.", "decoder.final_layer_norm."),
+    "marian": ("model.decoder.layers.1.",),
+}
+
+
+@pytest.mark.parametrize("kind", LAST_LAYER)
+def test_freeze_trains_the_last_layers_alone(tmp_path: Path, kind: str) -> None:
+    spec, folder = trained(tmp_path, kind, method="freeze")
+    names = started(spec).keys()
+    assert all(name.startswith(LAST_LAYER[kind]) for name in names), names
+    assert all(any(name.startswith(part) for name in names) for part in LAST_LAYER[kind])
+    before = bare(kind, Path(spec["base_model"]["path"])).state_dict()
+    after = bare(kind, folder).state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == set(names) | {n for n in changed if n.startswith(("classifier.", "pre_", "score."))}
+
+
+def test_under_freeze_backward_ends_below_the_lowest_trained_layer(tmp_path: Path) -> None:
+    spec, _ = trained(tmp_path, "llama", method="freeze")
+    loaded = load_for_training(parse_spec(spec), Compute(torch.device("cpu"), torch.float32, "a test"))
+    assert loaded.kernels is not None
+    seen = list[bool]()
+    for layer in loaded.model.model.layers:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].requires_grad))
+    with segments([12]):
+        out = loaded.model(**inputs_for("llama"), use_cache=False).logits
+    assert seen == [False, False]
+    assert out.requires_grad
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_freezing_nothing_is_refused(tmp_path: Path, count: int) -> None:
+    model = make_decoder(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", chat_rows(4))
+    spec = make_spec(model, rows, tmp_path / "out", method="freeze", hyperparameters__trainable_layers=count)
+    code, events = train(spec)
+    assert code == 1
+    assert events[-1]["code"] == "incompatible_method"
+    assert "the model has 2 layers: none would stay frozen" in events[-1]["message"]
 
 
 @pytest.mark.parametrize("method", ["rslora", "dora"])

@@ -10,6 +10,7 @@ from torch import nn
 from .adapters import LORA_METHODS, LoraSettings, add_lora, load_adapter, read_adapter, settings_of
 from .device import Compute, seed_everything
 from .failure import TrainFailure
+from .freeze import train_heads, train_last_layers
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
 from .light_start import prepare_transformers
@@ -225,11 +226,9 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
             "Use method 'lora', or merge the adapter into its base first.",
         )
     if spec.method == "head":
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for name in heads:
-            for parameter in model.get_submodule(name).parameters():
-                parameter.requires_grad_(True)
+        train_heads(model, heads)
+    if spec.method == "freeze":
+        train_last_layers(model, spec.hyperparameters.trainable_layers, heads)
     return None
 
 

@@ -22,7 +22,17 @@ export const methodFacts: Record<Method, MethodFacts> = {
     leaves: "adapter",
     hasRank: true,
   },
+  qlora: {
+    trains: "as lora, over a base kept in 4 bits; not in this version, which refuses it",
+    leaves: "adapter",
+    hasRank: true,
+  },
   full: { trains: "every weight", leaves: "model", hasRank: false },
+  freeze: {
+    trains: "the last `trainable_layers` layers (of an encoder-decoder: of its decoder), and a new head",
+    leaves: "model",
+    hasRank: false,
+  },
   head: { trains: "a new classification head over a frozen model", leaves: "model", hasRank: false },
 };
 
