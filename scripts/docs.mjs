@@ -99,7 +99,7 @@ export function methodsPage() {
     refused.join("\n>\n"),
     "",
     "On CPUs, `lora` and `rslora` without `lora_dropout`, `full`, `freeze` and `head` run on the fused layers where there are",
-    "any for the model. `dora`, and dropout inside an adapter, run on the model's own; the run's first log lines say which.",
+    "any for the model. `dora`, `ia3`, and dropout inside an adapter, run on the model's own; the run's first log lines say which.",
     "",
     "Made from `packages/server/src/domain/compatibility.ts` and `methods.ts` by `npm run docs`.",
   ].join("\n")}\n`;

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from training import of_type, train
 
 from fettle_trainer import artefact
-from fettle_trainer.adapters import LoraLinear, LoraSettings, adapter_tensors, add_lora, merge_lora
+from fettle_trainer.adapter_kinds import tensors_of
+from fettle_trainer.adapters import LoraLinear, LoraSettings, add_lora, merge_lora
 from fettle_trainer.checkpoint import CheckpointFolder
 from fettle_trainer.device import Compute
 from fettle_trainer.models import load_for_training
@@ -21,7 +22,7 @@ from fettle_trainer.packing import segments
 from fettle_trainer.spec import parse_spec
 from fettle_trainer.tensor_files import read_tensors
 
-METHODS = ["lora", "rslora", "dora", "freeze"]
+METHODS = ["lora", "rslora", "dora", "ia3", "freeze"]
 
 
 def started(spec: dict[str, Any]) -> dict[str, Tensor]:
@@ -101,12 +102,15 @@ def test_freezing_nothing_is_refused(tmp_path: Path, count: int) -> None:
     assert "the model has 2 layers: none would stay frozen" in events[-1]["message"]
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta", "t5"])
 def test_peft_gives_the_answers_of_the_method(tmp_path: Path, kind: str, method: str) -> None:
     spec, folder = trained(tmp_path, kind, method=method)
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["use_rslora"], config["use_dora"]) == (method == "rslora", method == "dora")
+    if method == "ia3":
+        assert config["peft_type"] == "IA3"
+    else:
+        assert (config["use_rslora"], config["use_dora"]) == (method == "rslora", method == "dora")
     base, inputs = Path(spec["base_model"]["path"]), inputs_for(kind)
     model = bare(kind, base)
     with torch.no_grad():
@@ -117,7 +121,7 @@ def test_peft_gives_the_answers_of_the_method(tmp_path: Path, kind: str, method:
     assert (theirs - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_merged_answers_as_unmerged(tmp_path: Path, kind: str, method: str) -> None:
     spec, folder = trained(tmp_path, kind, method=method)
@@ -199,6 +203,29 @@ def test_dora_begins_as_the_base_and_is_not_fused(tmp_path: Path) -> None:
     assert any("the fused layers know no DoRA" in message for message in told)
 
 
+def test_ia3_is_not_fused(tmp_path: Path) -> None:
+    """Ones as scales answer as the base does, so that no comparison of answers would tell."""
+    spec, _ = trained(tmp_path, "llama", method="ia3")
+    told = [event["message"] for event in of_type(train(spec)[1], "log")]
+    assert any("the fused layers know no IA3" in message for message in told)
+
+
+def test_ia3_has_pefts_places_by_the_models_names(tmp_path: Path) -> None:
+    for kind, (ours, theirs) in {
+        "llama": (("k_proj", "v_proj", "down_proj"), 3),
+        "distilbert": (("k_lin", "v_lin", "lin2"), 3),
+        "marian": (("k_proj", "v_proj", "fc2"), 8),
+    }.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        _, made = trained(folder, kind, method="ia3")
+        config = json.loads((made / "adapter_config.json").read_text())
+        leaves = {name.rsplit(".", 1)[-1] for name in config["target_modules"]}
+        assert leaves == set(ours)
+        assert len(config["target_modules"]) == 2 * theirs
+        assert {name.rsplit(".", 1)[-1] for name in config["feedforward_modules"]} == {ours[-1]}
+
+
 def test_dropout_in_an_adapter_is_not_fused_and_said(tmp_path: Path) -> None:
     spec, _ = trained(tmp_path, "llama", hyperparameters__lora_dropout=0.1)
     told = [event["message"] for event in of_type(train(spec)[1], "log")]
@@ -210,7 +237,7 @@ def test_rslora_is_scaled_by_the_root_of_its_rank() -> None:
     assert LoraSettings(16, 8.0, 0.0, None, ()).scale == 0.5
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 def test_an_adapter_is_gone_on_from_by_its_own_method_alone(tmp_path: Path, method: str) -> None:
     spec, folder = trained(tmp_path, "llama", method=method)
     first = read_tensors(folder / "adapter_model.safetensors")
@@ -228,16 +255,17 @@ def test_an_adapter_is_gone_on_from_by_its_own_method_alone(tmp_path: Path, meth
     assert f"made with method '{method}'" in events[-1]["message"]
 
 
-def test_the_base_stays_as_it_is_under_dora(tmp_path: Path) -> None:
-    spec, folder = trained(tmp_path, "llama", method="dora")
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_the_base_stays_as_it_is(tmp_path: Path, method: str) -> None:
+    spec, folder = trained(tmp_path, "llama", method=method)
     base = Path(spec["base_model"]["path"])
     loaded = artefact.load_artefact(folder, base, torch.float32)
     own = bare("llama", base).state_dict()
     kept = {name.replace(".base.", "."): value for name, value in loaded.model.state_dict().items()}
     assert all(torch.equal(kept[name], value) for name, value in own.items())
-    assert loaded.lora is not None
+    assert loaded.adapter is not None
     saved = read_tensors(folder / "adapter_model.safetensors")
-    assert adapter_tensors(loaded.model, loaded.lora).keys() == saved.keys()
+    assert tensors_of(loaded.model, loaded.adapter).keys() == saved.keys()
 
 
 def test_an_output_head_named_as_target_is_refused_with_the_reason(tmp_path: Path) -> None:

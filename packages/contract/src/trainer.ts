@@ -6,7 +6,7 @@
 import { z } from "zod";
 
 export const taskSchema = z.enum(["chat", "classification", "seq2seq", "preference", "pretraining"]);
-export const methodSchema = z.enum(["full", "lora", "rslora", "dora", "qlora", "freeze", "head"]);
+export const methodSchema = z.enum(["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3"]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
 export type Task = z.infer<typeof taskSchema>;
 export type Method = z.infer<typeof methodSchema>;

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 Task = Literal["chat", "classification", "seq2seq", "preference", "pretraining"]
-Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head"]
+Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
 

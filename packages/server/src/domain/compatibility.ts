@@ -94,7 +94,7 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
 
 /** Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. */
 const methodsOf = ({ methods }: Way): Method[] => methods.flatMap((method) => [method, ...(kin[method] ?? [])]);
-const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora"], full: ["freeze"] };
+const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
 
 /** Methods that no model and no task can be tuned with, and why. */
 const unbuilt: Partial<Record<Method, string>> = {

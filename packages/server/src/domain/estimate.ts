@@ -46,6 +46,8 @@ export function trainedParameters(size: ModelSize, { method, loraR, trainableLay
     return Math.round(inLayers * Math.min(1, trainableLayers / size.numLayers));
   }
   if (method === "head") return size.hiddenSize * (size.hiddenSize + 2);
+  // Keys, values and what enters the feed-forward's second layer, about four widths.
+  if (method === "ia3") return size.numLayers * 6 * size.hiddenSize;
   return size.numLayers * loraR * linearWidths * size.hiddenSize;
 }
 

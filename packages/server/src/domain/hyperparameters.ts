@@ -287,6 +287,7 @@ function learningRateRule({ family, task, method, numParameters }: Situation): {
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (method === "ia3") return { value: 5e-3, reason: "usual for ia3: factors begin as ones, and few are trained" };
   if (task === "preference")
     return {
       value: hasRank(method) ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,

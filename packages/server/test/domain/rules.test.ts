@@ -62,6 +62,7 @@ describe("chooseWay", () => {
     [{ method: "freeze" }, "chat", "freeze"],
     [{ family: "seq2seq", rows: "pair", method: "rslora" }, "seq2seq", "rslora"],
     [{ tunedBy: "dora" }, "chat", "dora"],
+    [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
@@ -82,7 +83,7 @@ describe("chooseWay", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "full" or "freeze".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full" or "freeze".',
     ],
     [
       { method: "qlora" },
