@@ -58,6 +58,7 @@ const base: Hyperparameters = {
   lora_alpha: 32,
   lora_dropout: 0,
   target_modules: "all-linear",
+  trainable_layers: 1,
   early_stopping_patience: 0,
   eval_steps: 0,
   beta: 0.1,

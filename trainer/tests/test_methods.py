@@ -1,6 +1,7 @@
 """Each method: what it trains moves, the rest stays, and the saved model answers as the trained one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 from training import of_type, train
 
 from fettle_trainer import artefact
-from fettle_trainer.adapters import LoraLinear, LoraSettings, adapter_tensors, add_lora, merge_lora
+from fettle_trainer.adapter_kinds import tensors_of
+from fettle_trainer.adapters import LoraLinear, LoraSettings, add_lora, merge_lora
 from fettle_trainer.checkpoint import CheckpointFolder
 from fettle_trainer.device import Compute
 from fettle_trainer.models import load_for_training
+from fettle_trainer.packing import segments
 from fettle_trainer.spec import parse_spec
 from fettle_trainer.tensor_files import read_tensors
 
-METHODS = ["lora", "rslora", "dora"]
+METHODS = ["lora", "rslora", "dora", "ia3", "freeze"]
 
 
 def started(spec: dict[str, Any]) -> dict[str, Tensor]:
@@ -40,12 +43,74 @@ def test_all_that_is_trained_moves_within_two_steps(tmp_path: Path, kind: str, m
     assert stuck == []
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_goes_on_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    steps = {"runtime__checkpoint_steps": 1, "runtime__keep_checkpoints": 100}
+    spec, folder = trained(tmp_path, "llama", method=method, **steps)
+    again = {**spec, "output_dir": str(tmp_path / "again")}
+    shutil.copytree(tmp_path / "out" / "checkpoints" / "1", tmp_path / "again" / "checkpoints" / "1")
+    code, events = train(again)
+    assert code == 0, of_type(events, "failed")
+    assert events[0]["resumed_from_step"] == 1
+    assert artefact.folder_sha256(tmp_path / "again" / "artefact") == artefact.folder_sha256(folder)
+
+
+LAST_LAYER = {
+    "llama": ("model.layers.1.", "model.norm."),
+    "gpt2": ("transformer.h.1.", "transformer.ln_f."),
+    "bert": ("bert.encoder.layer.1.", "bert.pooler.", "classifier."),
+    "distilbert": ("distilbert.transformer.layer.1.", "pre_classifier.", "classifier."),
+    "qwen2": ("model.layers.1.", "model.norm.", "score."),
+    "t5": ("decoder.block.1.", "decoder.final_layer_norm."),
+    "marian": ("model.decoder.layers.1.",),
+}
+
+
+@pytest.mark.parametrize("kind", LAST_LAYER)
+def test_freeze_trains_the_last_layers_alone(tmp_path: Path, kind: str) -> None:
+    spec, folder = trained(tmp_path, kind, method="freeze")
+    names = started(spec).keys()
+    assert all(name.startswith(LAST_LAYER[kind]) for name in names), names
+    assert all(any(name.startswith(part) for name in names) for part in LAST_LAYER[kind])
+    before = bare(kind, Path(spec["base_model"]["path"])).state_dict()
+    after = bare(kind, folder).state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == set(names) | {n for n in changed if n.startswith(("classifier.", "pre_", "score."))}
+
+
+def test_under_freeze_backward_ends_below_the_lowest_trained_layer(tmp_path: Path) -> None:
+    spec, _ = trained(tmp_path, "llama", method="freeze")
+    loaded = load_for_training(parse_spec(spec), Compute(torch.device("cpu"), torch.float32, "a test"))
+    assert loaded.kernels is not None
+    seen = list[bool]()
+    for layer in loaded.model.model.layers:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].requires_grad))
+    with segments([12]):
+        out = loaded.model(**inputs_for("llama"), use_cache=False).logits
+    assert seen == [False, False]
+    assert out.requires_grad
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_freezing_nothing_is_refused(tmp_path: Path, count: int) -> None:
+    model = make_decoder(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", chat_rows(4))
+    spec = make_spec(model, rows, tmp_path / "out", method="freeze", hyperparameters__trainable_layers=count)
+    code, events = train(spec)
+    assert code == 1
+    assert events[-1]["code"] == "incompatible_method"
+    assert "the model has 2 layers: none would stay frozen" in events[-1]["message"]
+
+
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta", "t5"])
 def test_peft_gives_the_answers_of_the_method(tmp_path: Path, kind: str, method: str) -> None:
     spec, folder = trained(tmp_path, kind, method=method)
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["use_rslora"], config["use_dora"]) == (method == "rslora", method == "dora")
+    if method == "ia3":
+        assert config["peft_type"] == "IA3"
+    else:
+        assert (config["use_rslora"], config["use_dora"]) == (method == "rslora", method == "dora")
     base, inputs = Path(spec["base_model"]["path"]), inputs_for(kind)
     model = bare(kind, base)
     with torch.no_grad():
@@ -56,7 +121,7 @@ def test_peft_gives_the_answers_of_the_method(tmp_path: Path, kind: str, method:
     assert (theirs - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_merged_answers_as_unmerged(tmp_path: Path, kind: str, method: str) -> None:
     spec, folder = trained(tmp_path, kind, method=method)
@@ -138,6 +203,29 @@ def test_dora_begins_as_the_base_and_is_not_fused(tmp_path: Path) -> None:
     assert any("the fused layers know no DoRA" in message for message in told)
 
 
+def test_ia3_is_not_fused(tmp_path: Path) -> None:
+    """Ones as scales answer as the base does, so that no comparison of answers would tell."""
+    spec, _ = trained(tmp_path, "llama", method="ia3")
+    told = [event["message"] for event in of_type(train(spec)[1], "log")]
+    assert any("the fused layers know no IA3" in message for message in told)
+
+
+def test_ia3_has_pefts_places_by_the_models_names(tmp_path: Path) -> None:
+    for kind, (ours, theirs) in {
+        "llama": (("k_proj", "v_proj", "down_proj"), 3),
+        "distilbert": (("k_lin", "v_lin", "lin2"), 3),
+        "marian": (("k_proj", "v_proj", "fc2"), 8),
+    }.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        _, made = trained(folder, kind, method="ia3")
+        config = json.loads((made / "adapter_config.json").read_text())
+        leaves = {name.rsplit(".", 1)[-1] for name in config["target_modules"]}
+        assert leaves == set(ours)
+        assert len(config["target_modules"]) == 2 * theirs
+        assert {name.rsplit(".", 1)[-1] for name in config["feedforward_modules"]} == {ours[-1]}
+
+
 def test_dropout_in_an_adapter_is_not_fused_and_said(tmp_path: Path) -> None:
     spec, _ = trained(tmp_path, "llama", hyperparameters__lora_dropout=0.1)
     told = [event["message"] for event in of_type(train(spec)[1], "log")]
@@ -149,7 +237,7 @@ def test_rslora_is_scaled_by_the_root_of_its_rank() -> None:
     assert LoraSettings(16, 8.0, 0.0, None, ()).scale == 0.5
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
 def test_an_adapter_is_gone_on_from_by_its_own_method_alone(tmp_path: Path, method: str) -> None:
     spec, folder = trained(tmp_path, "llama", method=method)
     first = read_tensors(folder / "adapter_model.safetensors")
@@ -167,16 +255,17 @@ def test_an_adapter_is_gone_on_from_by_its_own_method_alone(tmp_path: Path, meth
     assert f"made with method '{method}'" in events[-1]["message"]
 
 
-def test_the_base_stays_as_it_is_under_dora(tmp_path: Path) -> None:
-    spec, folder = trained(tmp_path, "llama", method="dora")
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_the_base_stays_as_it_is(tmp_path: Path, method: str) -> None:
+    spec, folder = trained(tmp_path, "llama", method=method)
     base = Path(spec["base_model"]["path"])
     loaded = artefact.load_artefact(folder, base, torch.float32)
     own = bare("llama", base).state_dict()
     kept = {name.replace(".base.", "."): value for name, value in loaded.model.state_dict().items()}
     assert all(torch.equal(kept[name], value) for name, value in own.items())
-    assert loaded.lora is not None
+    assert loaded.adapter is not None
     saved = read_tensors(folder / "adapter_model.safetensors")
-    assert adapter_tensors(loaded.model, loaded.lora).keys() == saved.keys()
+    assert tensors_of(loaded.model, loaded.adapter).keys() == saved.keys()
 
 
 def test_an_output_head_named_as_target_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -6,11 +6,9 @@ DoRA:   y = g (W x + s B A x)   g = m / |W + s B A|, row by row; m: out, trained
                                 the backward pass                               (Liu et al. 2024, section 4.3)
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,13 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .failure import TrainFailure
-from .spec import Method, Task
+from .spec import Task
 from .tasks import objective_of
-from .tensor_files import read_tensors
 
-_PREFIX = "base_model.model."
-# Methods whose artefact is such an adapter.
-LORA_METHODS: tuple[Method, ...] = ("lora", "rslora", "dora")
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
         super().__init__()
         weight = cast("Tensor", base.weight)
-        self.transposed = _is_transposed(base)
+        self.transposed = is_transposed(base)
         wide, tall = weight.shape if self.transposed else (weight.shape[1], weight.shape[0])
         self.base = base
         self.scale = settings.scale
@@ -117,7 +112,7 @@ def _lengths(rows: Tensor) -> Tensor:
     return rows.square().sum(dim=1).sqrt()
 
 
-def _is_transposed(module: object) -> bool:
+def is_transposed(module: object) -> bool:
     return module.__class__.__name__ == "Conv1D"
 
 
@@ -126,7 +121,7 @@ def linear_modules(model: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
-        if isinstance(module, nn.Linear) or _is_transposed(module)
+        if isinstance(module, nn.Linear) or is_transposed(module)
     }
 
 
@@ -173,12 +168,16 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
         parent, _, leaf = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, leaf, LoraLinear(getattr(owner, leaf), settings, generator))
-    for name in settings.modules_to_save:
+    thaw_saved(model, settings.modules_to_save)
+    return names
+
+
+def thaw_saved(model: Any, names: Sequence[str]) -> None:
+    for name in names:
         for parameter in model.get_submodule(name).parameters():
             # Trained weights stay in fp32, whatever the frozen ones are.
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return names
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, LoraLinear]]:
@@ -191,14 +190,20 @@ def adapter_tensors(model: Any, settings: LoraSettings) -> dict[str, Tensor]:
     """What adapter_model.safetensors holds, in PEFT's names."""
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
         if layer.magnitude is not None:
-            tensors[f"{_PREFIX}{name}.lora_magnitude_vector.weight"] = layer.magnitude.detach()
-    for name in settings.modules_to_save:
-        for leaf, value in model.get_submodule(name).state_dict().items():
-            tensors[f"{_PREFIX}{name}.{leaf}"] = value
-    return tensors
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector.weight"] = layer.magnitude.detach()
+    return {**tensors, **module_tensors(model, settings.modules_to_save)}
+
+
+def module_tensors(model: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Of modules kept whole in the adapter, in PEFT's names."""
+    return {
+        f"{PREFIX}{name}.{leaf}": value
+        for name in names
+        for leaf, value in model.get_submodule(name).state_dict().items()
+    }
 
 
 def adapter_config(model: Any, settings: LoraSettings, *, task: Task, base_name: str) -> dict[str, Any]:
@@ -233,12 +238,7 @@ def _short_names(model: nn.Module, names: Sequence[str], kept: Sequence[str]) ->
     return sorted(leaves) if set(meant) == set(names) else list(names)
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = cast("dict[str, Any]", json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    return config, read_tensors(folder / "adapter_model.safetensors")
-
-
-def settings_of(config: dict[str, Any]) -> LoraSettings:
+def lora_settings_of(config: dict[str, Any]) -> LoraSettings:
     """From adapter_config.json. Raises TrainFailure for kinds of adapter we do not read."""
     unread = ("alora_invocation_tokens", "rank_pattern", "alpha_pattern")
     strange = [key for key in unread if config.get(key)]
@@ -258,22 +258,6 @@ def settings_of(config: dict[str, Any]) -> LoraSettings:
         rslora=bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
     )
-
-
-@torch.no_grad()
-def load_adapter(model: Any, settings: LoraSettings, tensors: dict[str, Tensor]) -> None:
-    """Copies an adapter's tensors into the layers of `add_lora`. Raises TrainFailure when they do not fit."""
-    own = adapter_tensors(model, settings)
-    missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
-    if missing or foreign or wrong:
-        raise TrainFailure(
-            "incompatible_method",
-            f"The adapter does not fit this model at {(missing + foreign + wrong)[0].removeprefix(_PREFIX)}.",
-            "Use the base model, target_modules, method and lora_r the adapter was made with.",
-        )
-    for name, value in own.items():
-        value.copy_(tensors[name])
 
 
 @torch.no_grad()

@@ -67,9 +67,11 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
   }
+  const missing = unbuilt[wanted.method];
+  if (missing !== undefined) return refused("incompatible_method", "method", missing);
   const methods = methodsOf(way);
   if (!methods.includes(wanted.method)) {
-    const works = methods.map((name) => `"${name}"`).join(" or ");
+    const works = listed(methods.map((name) => `"${name}"`));
     const why =
       wanted.method === "head"
         ? ` A head is what is put on top for classification; ${way.task} uses the model's own output.`
@@ -90,9 +92,23 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
-/** Wherever LoRA works, so do its kin. */
-const methodsOf = ({ methods }: Way): Method[] =>
-  methods.flatMap((method): Method[] => (method === "lora" ? ["lora", "rslora", "dora"] : [method]));
+/** Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. */
+const methodsOf = ({ methods }: Way): Method[] => methods.flatMap((method) => [method, ...(kin[method] ?? [])]);
+const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
+
+/** Methods that no model and no task can be tuned with, and why. */
+const unbuilt: Partial<Record<Method, string>> = {
+  qlora:
+    'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+};
+
+/** For the documentation: what each family does, and by which methods; the first is the default. */
+export const matrix = ways.map((way) => ({
+  family: way.family,
+  task: way.task,
+  rows: way.rows.map((kind) => rowWords[kind]),
+  methods: methodsOf(way),
+}));
 
 function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
   if (tunedBy !== null && leavesAdapter(tunedBy))
@@ -107,6 +123,8 @@ function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [M
       : `${millions(numParameters)} parameters are many to tune all of them`,
   ];
 }
+
+const listed = (names: string[]): string => `${names.slice(0, -1).join(", ")} or ${names.at(-1) ?? ""}`;
 
 const millions = (count: number): string =>
   count >= 1e9 ? `${(count / 1e9).toFixed(1)} billion` : `${Math.round(count / 1e6)} million`;

@@ -22,7 +22,22 @@ export const methodFacts: Record<Method, MethodFacts> = {
     leaves: "adapter",
     hasRank: true,
   },
+  qlora: {
+    trains: "as lora, over a base kept in 4 bits; not in this version, which refuses it",
+    leaves: "adapter",
+    hasRank: true,
+  },
+  ia3: {
+    trains: "a factor for each channel of keys, values and the feed-forward's second layer: a few thousand numbers",
+    leaves: "adapter",
+    hasRank: false,
+  },
   full: { trains: "every weight", leaves: "model", hasRank: false },
+  freeze: {
+    trains: "the last `trainable_layers` layers (of an encoder-decoder: of its decoder), and a new head",
+    leaves: "model",
+    hasRank: false,
+  },
   head: { trains: "a new classification head over a frozen model", leaves: "model", hasRank: false },
 };
 
