@@ -226,6 +226,16 @@ def task_rows(task: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
+def preference_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Questions with an answer to learn, and one to leave."""
+    rows: list[dict[str, Any]] = []
+    for row in chat_rows(count, seed):
+        *messages, answer = row["messages"]
+        other = {"role": "assistant", "content": "login broken"}
+        rows.append({"messages": messages, "preferred": [answer], "non_preferred": [other]})
+    return rows
+
+
 LABELS = ["billing", "login", "other"]
 
 
@@ -261,11 +271,13 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "lora_alpha": 8,
             "lora_dropout": 0.0,
             "target_modules": "all-linear",
+            "trainable_layers": 1,
             "early_stopping_patience": 0,
             "eval_steps": 0,
             "class_weights": "none",
             "target_mean": 0.0,
             "target_std": 1.0,
+            "beta": 0.1,
         },
         "seed": 7,
         "runtime": {

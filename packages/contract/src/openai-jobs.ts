@@ -1,4 +1,4 @@
-/** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`. */
+/** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`, `method.dpo.method`. */
 import { z } from "zod";
 import {
   lineSchema,
@@ -33,11 +33,13 @@ const ownOrAuto = {
   lora_alpha: z.union([auto, own.lora_alpha]).optional(),
   lora_dropout: z.union([auto, own.lora_dropout]).optional(),
   target_modules: z.union([auto, own.target_modules]).optional(),
+  trainable_layers: z.union([auto, own.trainable_layers]).optional(),
   early_stopping_patience: z.union([auto, own.early_stopping_patience]).optional(),
   eval_steps: z.union([auto, own.eval_steps]).optional(),
   class_weights: z.union([auto, own.class_weights]).optional(),
   target_mean: z.union([auto, own.target_mean]).optional(),
   target_std: z.union([auto, own.target_std]).optional(),
+  beta: z.union([auto, own.beta]).optional(),
 };
 
 export const jobHyperparametersSchema = z
@@ -57,9 +59,16 @@ export const supervisedMethodSchema = z.strictObject({
   task: taskSchema.optional(),
 });
 
+/** Preference tuning; `method` says what of the model is trained. */
+export const dpoMethodSchema = z.strictObject({
+  hyperparameters: jobHyperparametersSchema.optional(),
+  method: methodSchema.optional(),
+});
+
 export const jobMethodSchema = z.looseObject({
   type: z.enum(["supervised", "dpo", "reinforcement"]),
   supervised: supervisedMethodSchema.optional(),
+  dpo: dpoMethodSchema.optional(),
 });
 
 export const integrationSchema = z.strictObject({
@@ -122,14 +131,20 @@ export const jobObjectSchema = z
     seed: z.number().int(),
     organization_id: z.string(),
     hyperparameters: shownHyperparametersSchema,
-    method: z.strictObject({
-      type: z.literal("supervised"),
-      supervised: z.strictObject({
-        hyperparameters: shownHyperparametersSchema,
-        method: methodSchema.optional(),
-        task: taskSchema.optional(),
+    method: z.discriminatedUnion("type", [
+      z.strictObject({
+        type: z.literal("supervised"),
+        supervised: z.strictObject({
+          hyperparameters: shownHyperparametersSchema,
+          method: methodSchema.optional(),
+          task: taskSchema.optional(),
+        }),
       }),
-    }),
+      z.strictObject({
+        type: z.literal("dpo"),
+        dpo: z.strictObject({ hyperparameters: shownHyperparametersSchema, method: methodSchema.optional() }),
+      }),
+    ]),
     integrations: z.array(integrationSchema).nullable(),
     estimated_finish: unixTimeSchema.nullable(),
     metadata: z.record(z.string(), z.string()).nullable(),

@@ -83,6 +83,21 @@ export const similarityRowSchema = z.object({
   negative: z.string().optional(),
   group: z.string().optional(),
 });
+/** Two answers to one conversation. */
+export const preferenceRowSchema = z.object({
+  line: z.number().int(),
+  messages: z.array(chatMessageSchema),
+  tools: z.array(z.unknown()).optional(),
+  preferred: z.array(chatMessageSchema),
+  non_preferred: z.array(chatMessageSchema),
+  group: z.string().optional(),
+});
+/** A document. */
+export const textRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  group: z.string().optional(),
+});
 
 export type ChatRow = z.infer<typeof chatRowSchema>;
 export type ClassificationRow = z.infer<typeof classificationRowSchema>;
@@ -94,6 +109,8 @@ export type Entity = z.infer<typeof entitySchema>;
 export type EntityRow = z.infer<typeof entityRowSchema>;
 export type AnswerRow = z.infer<typeof answerRowSchema>;
 export type SimilarityRow = z.infer<typeof similarityRowSchema>;
+export type PreferenceRow = z.infer<typeof preferenceRowSchema>;
+export type TextRow = z.infer<typeof textRowSchema>;
 export type CanonicalRow =
   | ChatRow
   | ClassificationRow
@@ -103,7 +120,9 @@ export type CanonicalRow =
   | RankingRow
   | EntityRow
   | AnswerRow
-  | SimilarityRow;
+  | SimilarityRow
+  | PreferenceRow
+  | TextRow;
 
 /** What the rows of a file are. `pair` trains a seq2seq model, or a decoder as completion. */
 export const rowKindSchema = z.enum([
@@ -116,5 +135,7 @@ export const rowKindSchema = z.enum([
   "entities",
   "answers",
   "similarity",
+  "preference",
+  "text",
 ]);
 export type RowKind = z.infer<typeof rowKindSchema>;

@@ -7,13 +7,14 @@ that 8 x 1, 4 x 2 and 1 x 8 see the same rows and give the same gradients.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from .data import TokenRows
+from .packing import filler
 from .spec import Task
 from .tasks import objective_of
 from .tasks.objective import Feed
@@ -32,7 +33,8 @@ class Batch:
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
     `num_tokens`: real tokens in it, source and target. `features`: what the base made of each row, in place
-    of all inputs (features.py). `target_counts`: targets of each sequence.
+    of all inputs (features.py). `target_counts`: targets of each sequence. `reference`: B x K, what another
+    model said of each row.
     """
 
     input_ids: Tensor
@@ -48,6 +50,7 @@ class Batch:
     target_lengths: tuple[int, ...] = ()
     features: Tensor | None = None
     target_counts: tuple[int, ...] = ()
+    reference: Tensor | None = None
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -70,17 +73,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """`pad_id` and `start_id` are only read where rows are padded."""
+    """`start_id` is only read where rows are padded. `fills`: packed rows end with one that nobody asks, so
+    that few sizes occur."""
 
     task: Task
     packed: bool
     pad_id: int
     start_id: int = 0
+    fills: bool = False
 
     def __call__(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
         if self.task == "seq2seq":
             return self._seq2seq(rows, chosen)
-        return self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
+        batch = self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
+        return batch if rows.reference is None else replace(batch, reference=rows.reference[list(chosen)])
 
     def _feeds(self, rows: TokenRows, chosen: Sequence[int]) -> list[Feed]:
         objective = objective_of(self.task)
@@ -94,8 +100,13 @@ class Collator:
         feeds = self._feeds(rows, chosen)
         lengths = [len(feed.ids) for feed in feeds]
         starts = list(accumulate(lengths, initial=0))
+        ids = [feed.ids for feed in feeds]
+        fill = filler(starts[-1]) if self.fills else 0
+        if fill:
+            ids.append(torch.full((fill,), self.pad_id))
+            lengths.append(fill)
         return Batch(
-            input_ids=torch.cat([feed.ids for feed in feeds])[None],
+            input_ids=torch.cat(ids)[None],
             position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
             lengths=tuple(lengths),
             gather_N=torch.cat([feed.places + start for feed, start in zip(feeds, starts, strict=False)]),

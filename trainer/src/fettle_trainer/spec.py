@@ -22,8 +22,10 @@ Task = Literal[
     "token_classification",
     "question_answering",
     "embedding",
+    "preference",
+    "pretraining",
 ]
-Method = Literal["full", "lora", "head"]
+Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
 
@@ -77,11 +79,13 @@ class Hyperparameters:
     lora_alpha: float = _number(0, 2048, above=True)
     lora_dropout: float = _number(0, 0.9)
     target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
+    trainable_layers: int = _number(1, 1000)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
     class_weights: Literal["none", "balanced"] = field()
     target_mean: float = _number(-1e30, 1e30)
     target_std: float = _number(0, 1e30, above=True)
+    beta: float = _number(0, 2, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,8 @@ FAMILIES_OF_TASK: dict[Task, tuple[Family, ...]] = {
     "token_classification": ("encoder",),
     "question_answering": ("encoder",),
     "embedding": ("encoder",),
+    "preference": ("decoder",),
+    "pretraining": ("decoder",),
 }
 # Least number of `data.labels`.
 _LABELS_NEEDED: dict[Task, int] = {
@@ -128,7 +134,7 @@ _LABELS_NEEDED: dict[Task, int] = {
     "token_classification": 1,
 }
 # What uses the model's own output.
-_HEADLESS: tuple[Task, ...] = ("chat", "seq2seq", "embedding")
+_HEADLESS: tuple[Task, ...] = ("chat", "seq2seq", "embedding", "preference", "pretraining")
 
 
 def read_spec(path: Path) -> TrainSpec:
@@ -154,6 +160,8 @@ def parse_spec(value: object) -> TrainSpec:
     needed = _LABELS_NEEDED.get(spec.task, 0)
     if len(spec.data.labels or ()) < needed:
         raise SpecError(f"spec.data.labels: {spec.task} needs at least {needed} class names.")
+    if spec.method == "qlora":
+        raise SpecError("spec.method 'qlora' is not built: 4-bit weights need a GPU. Use method 'lora'.")
     if spec.method == "head" and spec.task in _HEADLESS:
         raise SpecError(
             f"spec.method 'head' trains a new head, and task {spec.task!r} has none: "

@@ -16,7 +16,7 @@ from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
-from .packing import segments
+from .packing import answers_at, segments
 from .spec import Task
 from .tasks import Objective, objective_of
 
@@ -58,7 +58,9 @@ class Stepper:
         self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
-        self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+        self.collate = Collator(
+            task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
+        )
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
         self._head = loaded.kernels.head if plain and loaded.kernels else None
@@ -155,6 +157,23 @@ class Stepper:
         alike = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
         return "" if alike else "this head reads more than one token"
 
+    @torch.no_grad()
+    def references(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Tensor:
+        """R x K in fp32, what the objective keeps of the model's answers to each row. `begin` as above."""
+        self._refresh()
+        self._model.eval()
+        kept, order = list[Tensor](), list[int]()
+        try:
+            for chosen in evaluation_batches(rows, rows_per_batch):
+                batch = self._batch(rows, chosen)
+                begin(_size(batch))
+                batch = batch.to(self.device)
+                kept.append(self.objective.reference(self.logits(batch).float(), batch).float().cpu())
+                order += chosen
+        finally:
+            self.loaded.set_training()
+        return torch.cat(kept)[torch.tensor(order).argsort()]
+
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
         if self._head is not None and torch.is_grad_enabled():
             return self._head_loss(self._head, batch, smoothing)
@@ -200,7 +219,8 @@ class Stepper:
                 return cast("Tensor", self._model(**_inputs(batch)).logits)
         with self._segments(batch):
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
-        return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
+            hidden = answers_at(hidden, batch.gather_N)
+        return cast("Tensor", self._model.score(hidden))
 
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
@@ -216,7 +236,7 @@ class Stepper:
         head = cast("nn.Module", self._model.get_output_embeddings())
 
         def gathered(hidden: Tensor) -> Tensor:
-            return hidden.flatten(0, 1).index_select(0, positions_N)[None]
+            return answers_at(hidden, positions_N)[None]
 
         if instead:
             head.forward = gathered
@@ -233,7 +253,10 @@ class Stepper:
         """For layers that look at rows without their padding."""
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
-        return segments(batch.row_lengths, batch.target_lengths)
+        kernels = self.loaded.kernels
+        narrow = self.objective.reads in ("rows", "vocabulary")
+        reads = kernels.reads(batch) if narrow and kernels is not None else None
+        return segments(batch.row_lengths, batch.target_lengths, reads=reads)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -243,8 +266,8 @@ class Stepper:
     @torch.no_grad()
     def evaluate(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Evaluation:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
-        with the number of rows: each batch leaves three numbers, and what its metrics count (of vectors: them).
-        `begin` as above."""
+        with the number of rows: each batch leaves three numbers, and what its metrics count (of vectors:
+        them). `begin` as above."""
         self._refresh()
         self._model.eval()
         total, correct, losses, count = 0.0, 0, 0.0, 0

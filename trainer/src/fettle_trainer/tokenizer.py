@@ -57,8 +57,8 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A question and a part of a text. `spans`: characters of the text each token stands for; None where it is
-    none of the text's."""
+    """A question and a part of a text. `spans`: characters of the text each token stands for; None where it
+    is none of the text's."""
 
     ids: list[int]
     types: list[int]

@@ -26,6 +26,7 @@ from .identity import Identity, differences, fingerprint_of, identity_of
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
+from .reference import remembered
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
@@ -165,6 +166,7 @@ class Training:
             best_loss=None,
             evaluations_without_gain=0,
         )
+        self._refer()
         seed_everything(self._spec.seed)
         if resumed is not None:
             self._restore_weights(resumed)
@@ -176,6 +178,25 @@ class Training:
         self._remember()
         self._windows_epoch, self._windows = -1, list[list[int]]()
         self._began = self._saved_at = time.monotonic()
+
+    def _refer(self) -> None:
+        """While the weights are still those the run began with, also in a later attempt."""
+        if not self._stepper.objective.needs_reference:
+            return
+        key = f"{self._progress.fingerprint} {self._progress.dtype}"
+        rows = {"train": self._rows.train, "validation": self._rows.validation}
+        for name, some in rows.items():
+            if len(some):
+                path = self._output / "cache" / f"reference-{name}.safetensors"
+                answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
+                rows[name] = replace(some, reference=answers)
+        self._rows = _Rows(**rows)
+        self._log.log(
+            "info", "The starting model has answered every row: what is learnt is measured against it."
+        )
+
+    def _references(self, rows: TokenRows) -> torch.Tensor:
+        return self._fitting(lambda size: self._stepper.references(rows, size, self._begin("evaluating")))
 
     def _remember(self) -> None:
         """A run of the head alone needs the base once."""

@@ -2,6 +2,7 @@
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
 import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
+import { hasRank } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 export interface Situation {
@@ -10,6 +11,8 @@ export interface Situation {
   method: Method;
   numParameters: number;
   contextLength: number;
+  /** Of an encoder-decoder: of its decoder. */
+  numLayers: number;
   /** Rows to train on, without those held out. */
   numRows: number;
   /** Tokens of the longest row, approximately. */
@@ -41,6 +44,7 @@ type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: 
 
 /** The reason of a value that the method does not look at. */
 export const notUsed = "not used by this method";
+const rootReason = "twice the root of lora_r: the change is scaled as in lora";
 
 /** In this order: a later rule may look at earlier values. */
 const rules: Record<keyof Hyperparameters, Rule> = {
@@ -63,22 +67,29 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       : { value: 0, reason: "few weights are trained" },
   max_grad_norm: () => ({ value: 1, reason: "usual" }),
   label_smoothing_factor: () => ({ value: 0, reason: "off unless asked for" }),
-  dropout: () => ({ value: null, reason: "the model's own" }),
+  dropout: ({ task }) =>
+    task === "preference"
+      ? { value: 0, reason: "the model is measured against itself before the run, which dropout would blur" }
+      : { value: null, reason: "the model's own" },
   lora_r: ({ method }) => ({
     value: 16,
-    reason: method === "lora" ? "enough for most tasks" : notUsed,
+    reason: hasRank(method) ? "enough for most tasks" : notUsed,
   }),
   lora_alpha: ({ method }, { lora_r = 16 }) => ({
-    value: Math.min(2 * lora_r, 2048),
-    reason: method === "lora" ? "twice lora_r" : notUsed,
+    value: method === "rslora" ? 2 * Math.round(Math.sqrt(lora_r)) : Math.min(2 * lora_r, 2048),
+    reason: method === "rslora" ? rootReason : hasRank(method) ? "twice lora_r" : notUsed,
   }),
-  lora_dropout: ({ method, numRows }) => ({
-    value: method === "lora" && numRows < 2000 ? 0.05 : 0,
-    reason: method === "lora" ? `${numRows} rows` : notUsed,
+  lora_dropout: ({ task, method, numRows }) => ({
+    value: hasRank(method) && numRows < 2000 && task !== "preference" ? 0.05 : 0,
+    reason: !hasRank(method) ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
-    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : notUsed,
+    reason: hasRank(method) ? "adapting every linear layer learns most per parameter" : notUsed,
+  }),
+  trainable_layers: ({ method, numLayers }) => ({
+    value: Math.max(1, Math.min(2, numLayers - 1)),
+    reason: method === "freeze" ? "the last layers hold most of what is particular to a task" : notUsed,
   }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation
@@ -94,6 +105,10 @@ const rules: Record<keyof Hyperparameters, Rule> = {
     task === "regression" && scores !== null
       ? { value: scores.std, reason: "the scores' standard deviation, so that one learning rate suits all scales" }
       : { value: 1, reason: notUsed },
+  beta: ({ task }) => ({
+    value: 0.1,
+    reason: task === "preference" ? "usual; higher stays nearer to the starting model" : notUsed,
+  }),
 };
 
 /** Rows of the largest class for one of the smallest, from which on classes are weighed. */
@@ -151,6 +166,11 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
     const message = `max_length is ${String(values["max_length"])}, but the model reads at most ${situation.contextLength} tokens. Use at most ${situation.contextLength}, or leave it out.`;
     return refused("value_out_of_range", "hyperparameters.max_length", message);
   }
+  const layers = values["trainable_layers"] as number;
+  if (situation.method === "freeze" && layers >= situation.numLayers) {
+    const message = `trainable_layers is ${layers}, but the model has ${situation.numLayers} layers: none would stay frozen. Use fewer, or the method "full".`;
+    return refused("value_out_of_range", "hyperparameters.trainable_layers", message);
+  }
   return decided({ values: hyperparametersSchema.parse(values), choices });
 }
 
@@ -161,8 +181,10 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   num_train_epochs: "Typical: 1 to 5.",
   per_device_train_batch_size: "Typical: 4 to 32.",
   lora_r: "Typical: 8 to 64.",
+  trainable_layers: "Typical: 1 to 4.",
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
+  beta: "Typical: 0.1 to 0.5.",
 };
 
 /** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
@@ -206,31 +228,34 @@ const bounds: Record<keyof Hyperparameters, string> = {
   lora_alpha: "a number above 0, at most 2048",
   lora_dropout: "a number from 0 to 0.9",
   target_modules: '"all-linear" or a list of 1 to 64 module names',
+  trainable_layers: "a whole number from 1 to 1000",
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
   class_weights: '"none" or "balanced"',
   target_mean: "a number from -1e30 to 1e30",
   target_std: "a number above 0, at most 1e30",
+  beta: "a number above 0, at most 2",
 };
 
-/** Usual epochs, rows to be seen at least, epochs at most: a new output layer begins with nothing. */
+/** Usual epochs, rows to be seen at least, epochs at most. A new output layer begins with nothing. */
 const newOutput: [number, number, number] = [3, 600, 10];
-const withNewOutput: readonly Task[] = [
-  "classification",
-  "multilabel_classification",
-  "regression",
-  "ranking",
-  "token_classification",
-  "question_answering",
-];
+const epochsByTask: Partial<Record<Task, [number, number, number]>> = {
+  classification: newOutput,
+  multilabel_classification: newOutput,
+  regression: newOutput,
+  ranking: newOutput,
+  token_classification: newOutput,
+  question_answering: newOutput,
+  preference: [2, 100, 10],
+  pretraining: [1, 100, 10],
+};
 
 /**
  * OpenAI's published rule (cookbook, chat_finetuning_data_prep): 3 epochs, more until 100 rows are seen, fewer beyond
  * 25,000 rows seen. A new output layer starts from nothing, so heads and classifiers see rows more often.
  */
 function epochsRule({ task, method, numRows }: Situation): { value: number; reason: string } {
-  const [usual, least, most] =
-    method === "head" ? [10, 4000, 25] : withNewOutput.includes(task) ? newOutput : [3, 100, 25];
+  const [usual, least, most] = method === "head" ? [10, 4000, 25] : (epochsByTask[task] ?? [3, 100, 25]);
   const rows = Math.max(1, numRows);
   if (usual * rows < least) {
     const value = Math.min(most, Math.max(usual, Math.floor(least / rows)));
@@ -251,8 +276,13 @@ function epochsRule({ task, method, numRows }: Situation): { value: number; reas
 
 const lengthCaps: Record<Family, number> = { decoder: 4096, encoder: 512, seq2seq: 1024 };
 
-function maxLengthRule({ family, contextLength, longestRow }: Situation): { value: number; reason: string } {
+function maxLengthRule({ family, task, contextLength, longestRow }: Situation): { value: number; reason: string } {
   const cap = Math.min(contextLength, lengthCaps[family]);
+  if (task === "pretraining")
+    return {
+      value: Math.min(cap, 1024),
+      reason: "short texts are put together up to this many tokens, longer ones cut into windows of them",
+    };
   // A third more than estimated: tokenizers differ, and room that is not needed costs nothing.
   const needed = Math.max(128, Math.ceil((longestRow * 1.33) / 64) * 64);
   if (needed <= cap) return { value: needed, reason: `the longest row has about ${longestRow} tokens` };
@@ -275,7 +305,8 @@ function batchRule(
   { max_length = 512 }: Partial<Hyperparameters>,
 ): { value: number; reason: string } {
   const wanted = rowsPerStep(situation);
-  const fit = situation.rowsThatFit(Math.min(max_length, Math.max(128, situation.longestRow)));
+  const longest = situation.task === "pretraining" ? max_length : Math.max(128, situation.longestRow);
+  const fit = situation.rowsThatFit(Math.min(max_length, longest));
   if (fit >= wanted) return { value: wanted, reason: `${situation.numRows} rows; a step of ${wanted} fits in memory` };
   const value = 2 ** Math.floor(Math.log2(Math.max(1, fit)));
   return { value, reason: `${value} ${value === 1 ? "row fits" : "rows fit"} in memory at once` };
@@ -290,7 +321,7 @@ function accumulationRule(
   return { value, reason: value === 1 ? "not needed" : `makes steps of ${value * per_device_train_batch_size} rows` };
 }
 
-function learningRateRule({ family, method, numParameters }: Situation): { value: number; reason: string } {
+function learningRateRule({ family, task, method, numParameters }: Situation): { value: number; reason: string } {
   const small = numParameters < 500e6;
   const size = small ? "below" : "from";
   const of = (value: number): { value: number; reason: string } => ({
@@ -298,7 +329,13 @@ function learningRateRule({ family, method, numParameters }: Situation): { value
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
-  if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
-  if (method === "lora") return of(small ? 5e-4 : 2e-4);
+  if (method === "ia3") return { value: 5e-3, reason: "usual for ia3: factors begin as ones, and few are trained" };
+  if (task === "preference")
+    return {
+      value: hasRank(method) ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
+      reason: `usual for preferences: a fifth of what answers are learnt with, or less`,
+    };
+  if (family === "seq2seq") return of(hasRank(method) ? 1e-3 : small ? 3e-4 : 1e-4);
+  if (hasRank(method)) return of(small ? 5e-4 : 2e-4);
   return of(small ? 5e-5 : 2e-5);
 }

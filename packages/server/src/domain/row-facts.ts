@@ -32,8 +32,14 @@ export function approximateTokens(row: CanonicalRow): number {
   if ("anchor" in row) return tokensOf(row.anchor) + tokensOf(row.positive) + tokensOf(row.negative ?? "") + 9;
   if ("prompt" in row) return tokensOf(row.prompt) + tokensOf(row.completion) + 3;
   const tools = row.tools === undefined ? 0 : tokensOf(JSON.stringify(row.tools));
-  return row.messages.reduce((sum, message) => sum + messageTokens(message), tools + 3);
+  const asked = tools + 3 + messagesTokens(row.messages);
+  if (!("preferred" in row)) return asked;
+  // The conversation is read with each of both answers.
+  return 2 * asked + messagesTokens(row.preferred) + messagesTokens(row.non_preferred);
 }
+
+const messagesTokens = (messages: readonly ChatMessage[]): number =>
+  messages.reduce((sum, message) => sum + messageTokens(message), 0);
 
 const messageTokens = (message: ChatMessage): number =>
   tokensOf(message.content ?? "") +

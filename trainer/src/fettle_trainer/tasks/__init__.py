@@ -8,6 +8,8 @@ from .embedding import Embedding
 from .entities import Entities
 from .multilabel import Multilabel
 from .objective import Objective
+from .preference import Preference
+from .pretraining import Pretraining
 from .ranking import Ranking
 from .regression import Regression
 from .seq2seq import Seq2Seq
@@ -22,6 +24,8 @@ _OBJECTIVES: dict[Task, Objective] = {
     "token_classification": Entities(),
     "question_answering": Answers(),
     "embedding": Embedding(),
+    "preference": Preference(),
+    "pretraining": Pretraining(),
 }
 
 

@@ -111,7 +111,8 @@ def _by_window(logits_NV: Tensor, batch: "Batch") -> Iterator[tuple[Tensor, Tens
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Tokens `first` to `last` of a window, both inside; `score` is that of the marks less that of no answer."""
+    """Tokens `first` to `last` of a window, both inside; `score` is that of the marks less that of no
+    answer."""
 
     first: int
     last: int

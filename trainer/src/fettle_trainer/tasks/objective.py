@@ -8,7 +8,7 @@ Legend: N positions or rows with a target, V classes or vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -67,6 +67,8 @@ class Settings(Protocol):
     def target_mean(self) -> float: ...
     @property
     def target_std(self) -> float: ...
+    @property
+    def beta(self) -> float: ...
 
 
 class Scores(ABC):
@@ -81,14 +83,17 @@ class Scores(ABC):
 
 class Objective(ABC):
     """`auto_class`: the class of transformers that has the output. `peft_task`: PEFT's name of the task.
-    `has_head`: the output is new for this task, trained and saved with an adapter. `joint`: rows of a step are
-    answers to each other, so its loss is made of all of them at once (joint.py)."""
+    `has_head`: the output is new for this task, trained and saved with an adapter. `joint`: rows of a step
+    are
+    answers to each other, so its loss is made of all of them at once (joint.py). `needs_reference`: the loss
+    looks at what the starting model said of each row (`reference`)."""
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
     reads: ClassVar[Reads]
     has_head: ClassVar[bool]
     joint: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
 
     def tuned(self, settings: Settings, labels: Tensor) -> "Objective":
         """As this run wants it; `labels` of all rows to train on."""
@@ -101,6 +106,12 @@ class Objective(ABC):
     @abstractmethod
     def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
         """Sequences of one row. Raises PromptError when it cannot be used."""
+
+    def arranged(
+        self, rows: Iterable[tuple[TokenRow, int]], max_length: int
+    ) -> Iterable[tuple[TokenRow, int]]:
+        """All sequences of a file, each with its line, as they shall be trained on."""
+        return rows
 
     @abstractmethod
     def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
@@ -122,10 +133,15 @@ class Objective(ABC):
         """Of a joint objective: which row each sequence belongs to, from 0."""
         raise NotImplementedError
 
+    def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
+        """B x K: what is kept of the starting model's answers to the rows of a batch."""
+        raise NotImplementedError
+
     @abstractmethod
     def scores(self) -> Scores: ...
 
-    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) ->
+    LossSum:
         """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the logits."""
         return summed_cross_entropy(logits_NV, batch.targets_N, smoothing)
 

@@ -1,4 +1,5 @@
-"""One number a text. `aux`: token types of pairs, empty for one text. `label`: the bits of the number as fp64.
+"""One number a text. `aux`: token types of pairs, empty for one text. `label`: the bits of the number as
+fp64.
 
 The model learns (score - mean) / std, so that one learning rate suits scores of any size; mean and std are
 the run's `target_mean` and `target_std`, and the artefact says them.
