@@ -103,8 +103,8 @@ def _tags(words: Sequence["Word"], entities: Sequence[Mapping[str, Any]], known:
         if taken is not None:
             raise PromptError(
                 "entities_share_word",
-                f"Two entities meet in the word at characters {words[taken].start} to {words[taken].end}, and
-                " "this model's tokenizer keeps it whole. Put a space between them, or mark one of them.",
+                f"Two entities meet in the word at characters {words[taken].start} to {words[taken].end}, "
+                "and this model's tokenizer keeps it whole. Put a space between them, or mark one of them.",
             )
         for index in inside:
             tags[index] = begin if index == inside[0] else begin + 1

@@ -84,9 +84,8 @@ class Scores(ABC):
 class Objective(ABC):
     """`auto_class`: the class of transformers that has the output. `peft_task`: PEFT's name of the task.
     `has_head`: the output is new for this task, trained and saved with an adapter. `joint`: rows of a step
-    are
-    answers to each other, so its loss is made of all of them at once (joint.py). `needs_reference`: the loss
-    looks at what the starting model said of each row (`reference`)."""
+    are answers to each other, so its loss is made of all of them at once (joint.py). `needs_reference`: the
+    loss looks at what the starting model said of each row (`reference`)."""
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
@@ -140,9 +139,9 @@ class Objective(ABC):
     @abstractmethod
     def scores(self) -> Scores: ...
 
-    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) ->
-    LossSum:
-        """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the logits."""
+    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+        """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the
+        logits."""
         return summed_cross_entropy(logits_NV, batch.targets_N, smoothing)
 
 

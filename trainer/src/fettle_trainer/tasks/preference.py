@@ -54,7 +54,10 @@ class Preference(Objective):
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         return int(aux.sum())
 
-    def num_losses(self, batch: "Batch") -> int:
+    def num_losses(self, batch: "Batch") -> float:
+        return len(batch.rows)
+
+    def num_answers(self, batch: "Batch") -> int:
         return len(batch.rows)
 
     def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
