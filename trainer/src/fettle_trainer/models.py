@@ -69,8 +69,9 @@ class Loaded:
             self.model.base_model.eval()
 
 
-def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
-    """Model with its trainable part thawed. Raises TrainFailure."""
+def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = False) -> Loaded:
+    """Model with its trainable part thawed. `sharded`: its weights are to be split over ranks. Raises
+    TrainFailure."""
     folder = Path(spec.base_model.path)
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
@@ -89,7 +90,9 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     lora = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels, layers = enable_kernels(model, compute.dtype)
+    kernels, layers = (
+        (None, "its own layers, split over the ranks") if sharded else enable_kernels(model, compute.dtype)
+    )
     packed = is_decoder and (kernels is not None or enable_packing(model))
     return Loaded(
         model=model,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
+from .distributed import ALONE, Ranks
 from .kernels.head_loss import Head, head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
@@ -40,9 +41,16 @@ class Stepper:
     """Holds no state between steps. `dtype` other than fp32 runs the forward under autocast."""
 
     def __init__(
-        self, loaded: Loaded, task: Task, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+        self,
+        loaded: Loaded,
+        task: Task,
+        *,
+        dtype: torch.dtype = torch.float32,
+        smoothing: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.loaded = loaded
+        self._ranks = ranks
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
@@ -58,18 +66,20 @@ class Stepper:
         self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
     ) -> tuple[float, float, int]:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
-        however it is cut. Returns loss, accuracy, tokens. `begin` is called before each micro-batch with its
-        size, padding and all."""
+        however it is cut, and on however many ranks. Returns loss, accuracy, tokens. `begin` is called before
+        each micro-batch with its size, padding and all."""
         self._refresh()
         batches = [self.collate(rows, chosen) for chosen in micro]
         num_targets = sum(batch.targets_N.numel() for batch in batches)
         total, correct = 0.0, 0
-        for batch in batches:
+        for batch, counts in self._ranks.share(batches):
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
-            cast("Any", loss.total / num_targets).backward()
-            total += float(loss.total.detach())
-            correct += loss.num_correct
+            cast("Any", loss.total * counts / num_targets).backward()
+            total += counts * float(loss.total.detach())
+            correct += counts * loss.num_correct
+        self._ranks.add_up(self.loaded.trainable().values())
+        total, correct = self._ranks.totals(total, correct)
         num_tokens = sum(batch.num_tokens for batch in batches)
         return total / num_targets, correct / num_targets, num_tokens
 
