@@ -26,6 +26,7 @@ interface Options {
 
 interface Row {
   work: string;
+  rows: string;
   peer: string;
   peer_flags: "defaults" | "best";
   flags: Flags;
@@ -42,7 +43,8 @@ interface Row {
   peer_first_step_s: number;
   wall_s: number;
   peer_wall_s: number;
-  roofline_fraction: number;
+  /** Null where no product stands between a token and the answer. */
+  roofline_fraction: number | null;
   pairs: number;
   steps: number;
   rows_per_step: number;
@@ -69,6 +71,7 @@ async function prepare(work: Work, options: Options, numThreads: number): Promis
     method: work.method,
     labels: work.labels,
     lengths: work.lengths,
+    target_lengths: work.targetLengths,
     seed,
     // How the trainer seeds its first epoch. Should it change, the comparison of batches fails and says so.
     epoch_seed: seed * 1_000_003,
@@ -116,6 +119,13 @@ interface Comparison extends Side {
   flags: Flags;
 }
 
+const describeRows = ({ lengths, targetLengths }: Work): string =>
+  `${lengths.least} to ${lengths.most} tokens, ${lengths.mean} in the middle${targetLengths === null ? "" : `; written ${targetLengths.mean}`}`;
+
+/** Index of the step from whose end the rate counts. */
+const ratedFrom = (work: Work, { steps }: RunRecord): number =>
+  work.ratedFrom === "step" ? 0 : steps.length / hyperparametersOf(work).num_train_epochs - 1;
+
 async function compare({ setting, python, kind, flags }: Comparison, pairs: number, machine: Machine): Promise<Row> {
   const { work } = setting;
   const sameBatches = flags["train_sampling_strategy"] === "sequential";
@@ -131,15 +141,17 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     const difference = lossDifference(mine, theirs, sameBatches);
     if (difference !== null) differences.push(difference);
     say(
-      `  ${work.name}, ${kind}, pair ${pair + 1}: ${tokensPerSecond(mine).toFixed(0)} and ${tokensPerSecond(theirs).toFixed(0)} tokens/s, losses ${difference === null ? "not compared" : `within ${(100 * difference).toFixed(3)} %`}`,
+      `  ${work.name}, ${kind}, pair ${pair + 1}: ${tokensPerSecond(mine, ratedFrom(work, mine)).toFixed(0)} and ${tokensPerSecond(theirs, ratedFrom(work, theirs)).toFixed(0)} tokens/s, losses ${difference === null ? "not compared" : `within ${(100 * difference).toFixed(3)} %`}`,
     );
   }
-  const ratios = ours.map((mine, index) => tokensPerSecond(mine) / tokensPerSecond(peers[index] as RunRecord));
+  const rateOf = (one: RunRecord): number => tokensPerSecond(one, ratedFrom(work, one));
+  const ratios = ours.map((mine, index) => rateOf(mine) / rateOf(peers[index] as RunRecord));
   const of = (records: RunRecord[], figure: (one: RunRecord) => number): number => median(records.map(figure));
-  const rate = of(ours, tokensPerSecond);
+  const rate = of(ours, rateOf);
   const roof = Math.max(machine.gflops.float32, machine.gflops.bfloat16) * 1e9;
   return {
-    work: work.name,
+    work: work.kind,
+    rows: describeRows(work),
     peer: work.peer,
     peer_flags: kind,
     flags,
@@ -149,14 +161,14 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     loss_rel_diff: differences.length === 0 ? null : Math.max(...differences),
     same_batches: sameBatches,
     tokens_per_s: rate,
-    peer_tokens_per_s: of(peers, tokensPerSecond),
+    peer_tokens_per_s: of(peers, rateOf),
     rss_bytes: of(ours, (one) => one.peakRssBytes),
     peer_rss_bytes: of(peers, (one) => one.peakRssBytes),
     first_step_s: of(ours, (one) => one.firstStepSeconds),
     peer_first_step_s: of(peers, (one) => one.firstStepSeconds),
     wall_s: of(ours, (one) => one.wallSeconds),
     peer_wall_s: of(peers, (one) => one.wallSeconds),
-    roofline_fraction: (rate * 2 * work.productWeights * work.passes) / roof,
+    roofline_fraction: work.passes === 0 ? null : (rate * 2 * work.productWeights * work.passes) / roof,
     pairs,
     steps: ours[0]?.steps.length ?? 0,
     rows_per_step: work.rowsPerStep,
@@ -180,7 +192,7 @@ function print(rows: Row[], machine: Machine): void {
   );
   for (const row of rows)
     console.log(
-      `${row.work} against ${row.peer} (${row.peer_flags}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
+      `${row.work} (${row.rows}) against ${row.peer} (${row.peer_flags}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
         `${row.tokens_per_s.toFixed(0)} and ${row.peer_tokens_per_s.toFixed(0)} tokens/s, memory ${row.rss_ratio.toFixed(2)}x, ` +
         `first step ${row.first_step_s.toFixed(1)} and ${row.peer_first_step_s.toFixed(1)} s, losses within ${row.loss_rel_diff === null ? "?" : (100 * row.loss_rel_diff).toFixed(3)} %`,
     );
@@ -202,7 +214,7 @@ async function main(): Promise<void> {
     },
   });
   const chosen = works
-    .filter((work) => values.only === undefined || work.name === values.only)
+    .filter((work) => values.only === undefined || work.name === values.only || work.kind === values.only)
     .map((work) => (values.rows === undefined ? work : { ...work, rowsPerStep: Number(values.rows) }));
   if (values.help || chosen.length === 0) {
     say(`${usage}\nWORK is one of ${works.map((work) => work.name).join(", ")}.`);

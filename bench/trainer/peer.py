@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
@@ -46,6 +47,8 @@ def counted(trainer_class: Any, record: Record) -> Any:
     class Counted(trainer_class):
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
             record.num_tokens += int(inputs["attention_mask"].sum())
+            if "decoder_input_ids" in inputs:
+                record.num_tokens += int((inputs["labels"] != IGNORED).sum())
             return super().training_step(model, inputs, *rest, **more)
 
     return Counted
@@ -107,6 +110,8 @@ def encoder_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: 
     folder = Path(config["folder"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float32)
+    if config["method"] == "head":
+        model.base_model.requires_grad_(False)
     data = Dataset.from_list(
         [
             {"input_ids": row["ids"], "attention_mask": [1] * len(row["ids"]), "labels": row["labels"]}
@@ -122,23 +127,49 @@ def encoder_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: 
     )
 
 
+def seq2seq_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: Record) -> Any:
+    from datasets import Dataset
+    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    folder = Path(config["folder"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "model", dtype=torch.float32)
+    data = Dataset.from_list(
+        [
+            {"input_ids": row["ids"], "attention_mask": [1] * len(row["ids"]), "labels": row["labels"]}
+            for row in rows
+        ]
+    )
+    return counted(Seq2SeqTrainer, record)(
+        model=model,
+        args=Seq2SeqTrainingArguments(**arguments(config)),
+        train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(folder / "model"), model=model),
+        callbacks=[record],
+    )
+
+
+MAKERS = {"classification": encoder_trainer, "chat": decoder_trainer, "seq2seq": seq2seq_trainer}
+
+
+def losses_of(model: Any, task: str, row: dict[str, Any]) -> tuple[float, int]:
+    """Summed over what is learnt of one row, and how much that is."""
+    ids, labels = torch.tensor([row["ids"]]), torch.tensor(row["labels"])
+    if task == "classification":
+        return float(functional.cross_entropy(model(input_ids=ids).logits.float(), labels[None])), 1
+    if task == "seq2seq":
+        logits = model(input_ids=ids, labels=labels[None]).logits.float()[0]
+    else:
+        logits, labels = model(input_ids=ids).logits.float()[0, :-1], labels[1:]
+    total = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return float(total), int((labels != IGNORED).sum())
+
+
 @torch.no_grad()
-def held_out_loss(model: Any, rows: list[dict[str, Any]], *, per_token: bool) -> float:
+def held_out_loss(model: Any, task: str, rows: list[dict[str, Any]]) -> float:
     """Mean over learnt tokens, or over rows; one row at a time, so that no padding can matter."""
     model.eval()
-    total, count = 0.0, 0
-    for row in rows:
-        logits = model(input_ids=torch.tensor([row["ids"]])).logits.float()
-        if per_token:
-            targets = torch.tensor(row["labels"][1:])
-            total += float(
-                functional.cross_entropy(logits[0, :-1], targets, ignore_index=IGNORED, reduction="sum")
-            )
-            count += int((targets != IGNORED).sum())
-        else:
-            total += float(functional.cross_entropy(logits, torch.tensor([row["labels"]])))
-            count += 1
-    return total / count
+    found = [losses_of(model, task, row) for row in rows]
+    return sum(loss for loss, _ in found) / sum(count for _, count in found)
 
 
 def main() -> None:
@@ -149,15 +180,12 @@ def main() -> None:
     # In the order of our own batches: a peer told to read in sequence trains on the very same ones.
     rows = [tokens["train"][row] for window in config["windows"] for row in window]
     record = Record()
-    make = encoder_trainer if config["task"] == "classification" else decoder_trainer
-    trainer = make(config, rows, record)
+    trainer = MAKERS[config["task"]](config, rows, record)
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     held_out = None
     if config["evaluate"]:
-        held_out = held_out_loss(
-            trainer.model, tokens["held_out"], per_token=config["task"] != "classification"
-        )
+        held_out = held_out_loss(trainer.model, config["task"], tokens["held_out"])
     names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     result = {
         "steps": record.steps,

@@ -24,13 +24,16 @@ from fettle_trainer.collate import epoch_windows
 from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
 from fettle_trainer.fetch import fetch
 from fettle_trainer.prompt import PromptEncoder
-from rows import RowLengths, chat_rows, classification_rows, whole_words
+from rows import RowLengths, chat_rows, classification_rows, pair_rows, whole_words
 
 IGNORED = -100
 
 
 def make_model(config: dict[str, Any], folder: Path) -> None:
     """The bundled model; for classification with a head drawn from the seed, dropout off on both sides."""
+    if config["model"] == "t5-small-shape":
+        make_t5(config["seed"], folder / "model")
+        return
     source = fetch(config["model"], folder / "bundled", lambda *_: None)
     if config["task"] != "classification":
         (folder / "model").symlink_to(source, target_is_directory=True)
@@ -51,12 +54,37 @@ def make_model(config: dict[str, Any], folder: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
 
 
+def make_t5(seed: int, folder: Path) -> None:
+    """T5-small's shape with random weights, and a tokenizer of made-up words. Dropout off on both sides."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    known = ["<pad>", "</s>", "<unk>", *(one + other for one in syllables for other in syllables)]
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(known)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    settings = T5Config(num_heads=8, dropout_rate=0.0, decoder_start_token_id=0)
+    T5ForConditionalGeneration(settings).save_pretrained(folder)
+
+
+def endless_rows(config: dict[str, Any], words: list[str], dice: random.Random) -> Any:
+    lengths = RowLengths(**config["lengths"])
+    if config["task"] == "seq2seq":
+        return pair_rows(words, (lengths, RowLengths(**config["target_lengths"])), dice)
+    make = classification_rows if config["task"] == "classification" else chat_rows
+    return make(words, lengths, dice)
+
+
 def make_rows(config: dict[str, Any], folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     dice = random.Random(config["seed"])
     words = whole_words(tokenizer, 1000)
-    make = classification_rows if config["task"] == "classification" else chat_rows
-    endless = make(words, RowLengths(**config["lengths"]), dice)
+    endless = endless_rows(config, words, dice)
     for name, count in (("rows", config["num_rows"]), ("held_out", config["num_held_out"])):
         lines = [json.dumps({**row, "line": number + 1}) for number, row in enumerate(islice(endless, count))]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -80,6 +108,11 @@ def plain(config: dict[str, Any], rows: TokenRows) -> list[dict[str, Any]]:
     if config["task"] == "classification":
         return [
             {"ids": rows.ids_of(row).tolist(), "labels": int(rows.labels[row])} for row in range(len(rows))
+        ]
+    if config["task"] == "seq2seq":
+        return [
+            {"ids": rows.ids_of(row).tolist(), "labels": rows.aux_of(row).tolist()}
+            for row in range(len(rows))
         ]
     found: list[dict[str, Any]] = []
     for row in range(len(rows)):

@@ -62,3 +62,13 @@ def classification_rows(words: list[str], lengths: RowLengths, dice: random.Rand
         count = max(3, lengths.draw(dice) - 2)
         text = " ".join(dice.choice(own if dice.random() < 0.5 else words) for _ in range(count))
         yield {"line": line, "text": text, "label": f"class {label}"}
+
+
+def pair_rows(words: list[str], both: tuple[RowLengths, RowLengths], dice: random.Random) -> Any:
+    """Endless pairs: what is to be written repeats the source's words from its end."""
+    line = 0
+    while True:
+        line += 1
+        source = [dice.choice(words) for _ in range(max(2, both[0].draw(dice) - 1))]
+        target = [source[-1 - index % len(source)] for index in range(max(2, both[1].draw(dice) - 1))]
+        yield {"line": line, "prompt": " ".join(source), "completion": " ".join(target)}

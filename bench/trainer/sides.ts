@@ -59,7 +59,7 @@ function specOf({ work, folder, numThreads, seed }: Setting, output: string): Tr
       train_path: rows,
       train_sha256: createHash("sha256").update(readFileSync(rows)).digest("hex"),
       validation_path: join(folder, "held_out.jsonl"),
-      labels: work.labels,
+      labels: work.labels === null ? null : [...work.labels],
     },
     output_dir: output,
     hyperparameters: hyperparametersOf(work),

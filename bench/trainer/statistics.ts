@@ -27,10 +27,10 @@ export function median(values: readonly number[]): number {
   return (low + high) / 2;
 }
 
-/** Non-pad tokens per second from the end of the first step to the end of the last. */
-export function tokensPerSecond({ steps }: RunRecord): number {
-  const [first, last] = [steps[0], steps.at(-1)];
-  if (first === undefined || last === undefined || steps.length < 2)
+/** Non-pad tokens per second from the end of step `from` (0 is the first) to the end of the last. */
+export function tokensPerSecond({ steps }: RunRecord, from = 0): number {
+  const [first, last] = [steps[from], steps.at(-1)];
+  if (first === undefined || last === undefined || steps.length - from < 2)
     throw new Error(`a rate needs two steps, the run made ${steps.length}`);
   return (last.numTokens - first.numTokens) / (last.time - first.time);
 }

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .light_start import hide_unused_packages
+from .light_start import hide_unused_packages, prepare_transformers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         hide_unused_packages()
     # These two have command lines of their own.
     if given[:1] == ["serve"]:
+        prepare_transformers()
         from .serve import main as serve
 
         return serve(given[1:])

@@ -12,13 +12,15 @@ from .step import StepResult
 def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
     trainable = sum(parameter.numel() for parameter in loaded.trainable().values())
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
-    how = "laid end to end, without padding" if loaded.packed else "padded within batches of like length"
+    whole = loaded.packed or loaded.kernels is not None
+    how = "laid end to end, without padding" if whole else "padded within batches of like length"
     log.log(
         "info",
-        f"{trainable:,} of {total:,} weights are trained; rows are {how}.",
+        f"{trainable:,} of {total:,} weights are trained; rows are {how}; {loaded.layers}.",
         trainable=trainable,
         total=total,
         packed=loaded.packed,
+        fused=loaded.kernels is not None,
     )
     if loaded.max_length < asked_length:
         log.log("warn", f"max_length {asked_length} is lowered to the {loaded.max_length} the model takes.")

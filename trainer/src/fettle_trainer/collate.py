@@ -31,7 +31,8 @@ class Batch:
     Packed (`lengths` set): `input_ids` 1 x S, rows end to end. Padded: `input_ids` B x L, `attention_mask`.
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
-    `num_tokens`: real tokens in it, source and target.
+    `num_tokens`: real tokens in it, source and target. `features`: what the base made of each row, in place
+    of all inputs (features.py).
     """
 
     input_ids: Tensor
@@ -45,6 +46,7 @@ class Batch:
     token_type_ids: Tensor | None = None
     decoder_input_ids: Tensor | None = None
     target_lengths: tuple[int, ...] = ()
+    features: Tensor | None = None
 
     @property
     def row_lengths(self) -> tuple[int, ...]:

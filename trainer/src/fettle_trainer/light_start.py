@@ -1,7 +1,11 @@
-"""Keeps transformers from loading what training and serving never use: a second or two at each start."""
+"""Keeps transformers from loading what training and serving never use: seconds at each start."""
 
+import os
 import sys
-from typing import cast
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any, cast
 
 # transformers imports each of these as soon as it finds it installed (baselines and benchmarks need some).
 _UNUSED = (
@@ -15,6 +19,10 @@ _UNUSED = (
     "tensorflow",
     "torchvision",
 )
+_COMPILER = "torch._dynamo"
+_MARKS = ("allow_in_graph", "assume_constant_result", "disable", "graph_break")
+# All that transformers takes from within it: for masks of a kind that none of our models makes.
+_PART, _TAKEN = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
 
 
 def hide_unused_packages() -> None:
@@ -23,3 +31,55 @@ def hide_unused_packages() -> None:
     for name in _UNUSED:
         # None is Python's own way to say: there is no such package.
         known.setdefault(name, None)
+
+
+def prepare_transformers() -> None:
+    """transformers without what only a compiler, or one of several processes, needs."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone or "transformers.modeling_utils" in sys.modules:
+        return
+    import torch.distributed
+    from transformers.utils import import_utils
+
+    distributed = cast("Any", torch.distributed)
+    is_available = distributed.is_available
+    distributed.is_available = lambda: False
+    try:
+        # It remembers the answer.
+        cast("Any", import_utils).is_torch_distributed_available()
+    finally:
+        distributed.is_available = is_available
+    _stand_in_for_compiler()
+
+
+def _stand_in_for_compiler() -> None:
+    """Marks for a compiler do nothing and do not load it; once anything else is asked, the real one takes its
+    place."""
+    if _COMPILER in sys.modules:
+        return
+    whole, part = ModuleType(_COMPILER), ModuleType(_PART)
+
+    def asked_of(name: str) -> Callable[[str], Any]:
+        def real(attribute: str) -> Any:
+            # Names with __ are asked of every module, but the path of the whole leads to its other parts.
+            if attribute.startswith("__") and (name, attribute) != (_COMPILER, "__path__"):
+                raise AttributeError(attribute)
+            for stand_in in (whole, part):
+                if sys.modules.get(stand_in.__name__) is stand_in:
+                    del sys.modules[stand_in.__name__]
+            return getattr(import_module(name), attribute)
+
+        return real
+
+    vars(whole).update(dict.fromkeys(_MARKS, _unmarked), __getattr__=asked_of(_COMPILER))
+
+    def taken(*given: object) -> Any:
+        return asked_of(_PART)(_TAKEN)(*given)
+
+    vars(part).update({_TAKEN: taken}, __getattr__=asked_of(_PART))
+    sys.modules.update({_COMPILER: whole, _PART: part})
+
+
+def _unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Callable[..., Any]:
+    """As a decorator, with or without arguments."""
+    return _unmarked if function is None else function

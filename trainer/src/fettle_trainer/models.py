@@ -12,6 +12,7 @@ from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
+from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
@@ -65,8 +66,13 @@ class Loaded:
     def set_training(self) -> None:
         """Dropout on, except in a frozen base: a head then learns from steady features."""
         self.model.train()
-        if self.lora is None and not any(p.requires_grad for p in self.model.base_model.parameters()):
-            self.model.base_model.eval()
+        base = self.model.base_model
+        inside = [name for name in self.head_modules if name.startswith(f"{self.model.base_model_prefix}.")]
+        heads = {
+            id(parameter) for name in inside for parameter in self.model.get_submodule(name).parameters()
+        }
+        if self.lora is None and not any(p.requires_grad and id(p) not in heads for p in base.parameters()):
+            base.eval()
 
 
 def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = False) -> Loaded:
@@ -93,7 +99,7 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     kernels, layers = (
         (None, "its own layers, split over the ranks") if sharded else enable_kernels(model, compute.dtype)
     )
-    packed = is_decoder and (kernels is not None or enable_packing(model))
+    packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
         prompts=prompts,
@@ -164,6 +170,7 @@ def load_model(
 
 def _transformers() -> Any:
     """Imported late, as it takes seconds; untyped, as most of its signatures are. Quiet on stderr."""
+    prepare_transformers()
     import transformers
 
     library = cast("Any", transformers)

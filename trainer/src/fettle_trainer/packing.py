@@ -106,8 +106,9 @@ def switch(model: Any) -> None:
     model.set_attn_implementation(IMPLEMENTATION)
 
 
-def enable(model: Any) -> bool:
-    """Switches the model to packed attention when it can do it exactly; False leaves it as it was."""
+def enable(model: Any, dtype: torch.dtype) -> bool:
+    """Switches the model to packed attention when it can do it exactly; False leaves it as it was.
+    `dtype`: of the products."""
     # A softcap or attention sink would be ignored; such models keep their own attention.
     config = model.config.get_text_config()
     strange = getattr(config, "attn_logit_softcapping", None) or "sinks" in " ".join(
@@ -116,7 +117,7 @@ def enable(model: Any) -> bool:
     if not getattr(model, "_supports_attention_backend", False) or strange:
         return False
     before = config._attn_implementation
-    if answers_alike(model, lambda: switch(model)):
+    if not how_unlike(model, lambda: switch(model), dtype=dtype):
         return True
     model.set_attn_implementation(before)
     return False
@@ -130,31 +131,30 @@ _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 Answers = Callable[[Any, Sequence[Tensor]], Tensor]
 
 
-def answers_alike(
-    model: Any,
-    change: Callable[[], object],
-    *,
-    answers: Answers | None = None,
-    dtype: torch.dtype | None = None,
-) -> bool:
-    """Whether two rows at once, after `change`, give what each gave alone before it. `answers`: how rows go
-    into the model, laid end to end unless said otherwise. `dtype`: of the products, if another."""
+def how_unlike(
+    model: Any, change: Callable[[], object], *, dtype: torch.dtype, answers: Answers | None = None
+) -> str:
+    """Empty when two rows at once, after `change`, give what each gave alone before it; otherwise what is
+    different. `answers`: how rows go into the model, laid end to end unless said otherwise. `dtype`: of the
+    products."""
     ask = answers or packed_answers
     config = model.config.get_text_config()
     rows = [_probe_row(config, 11, 1), _probe_row(config, 6, 2)]
     was_training = model.training
     model.eval()
+    short = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), short:
             expected = torch.cat([ask(model, [row]) for row in rows]).float()
             change()
             together = ask(model, rows).float()
-        distance, size = (float(one.square().sum().sqrt()) for one in (together - expected, expected))
-        return distance <= _ALIKE[dtype or model.dtype] * size
-    except (TypeError, ValueError, RuntimeError, KeyError):
-        return False  # this architecture passes other things to its attention: rows are padded instead
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        # This architecture passes other things to its layers.
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown'}"
     finally:
         model.train(was_training)
+    distance, size = (float(one.square().sum().sqrt()) for one in (together - expected, expected))
+    return "" if distance <= _ALIKE[dtype] * size else f"answers differ by {distance / size:.2%}"
 
 
 def _probe_row(config: Any, length: int, seed: int) -> Tensor:

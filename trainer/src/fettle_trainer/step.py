@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
 from .distributed import ALONE, Ranks
-from .kernels.head_loss import Head, head_loss
+from .features import Features, head_logits, hidden_of, why_not
+from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
@@ -38,7 +39,8 @@ class Evaluation:
 
 
 class Stepper:
-    """Holds no state between steps. `dtype` other than fp32 runs the forward under autocast."""
+    """Holds no state between steps but what it has been told to `remember`. `dtype` other than fp32 runs the
+    forward under autocast."""
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class Stepper:
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
         self._head = loaded.kernels.head if plain and loaded.kernels else None
+        # What a frozen base made of the rows of a set, by the set's identity.
+        self._features: dict[int, Features] = {}
 
     def train_step(
         self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
@@ -69,7 +73,7 @@ class Stepper:
         however it is cut, and on however many ranks. Returns loss, accuracy, tokens. `begin` is called before
         each micro-batch with its size, padding and all."""
         self._refresh()
-        batches = [self.collate(rows, chosen) for chosen in micro]
+        batches = [self._batch(rows, chosen) for chosen in micro]
         num_targets = sum(batch.targets_N.numel() for batch in batches)
         total, correct = 0.0, 0
         for batch, counts in self._ranks.share(batches):
@@ -88,6 +92,56 @@ class Stepper:
         if self.loaded.kernels is not None:
             self.loaded.kernels.refresh()
 
+    def _batch(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
+        known = self._features.get(id(rows))
+        return self.collate(rows, chosen) if known is None else known.batch(list(chosen))
+
+    @torch.no_grad()
+    def remember(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> str:
+        """Runs a frozen base once over `rows`, which must live as long as this object: later steps and
+        evaluations begin at the head. Returns why not, or nothing. `begin` as in `train_step`."""
+        reason = "the task asks every token" if self.objective.reads != "rows" else ""
+        reason = reason or why_not(self._model, self.loaded.head_modules, len(rows))
+        if reason or len(rows) == 0:
+            return reason
+        self._refresh()
+        self._model.eval()
+        hidden_NE, targets = torch.empty(0), list[Tensor]()
+        order: list[int] = []
+        try:
+            for chosen in evaluation_batches(rows, rows_per_batch):
+                batch = self.collate(rows, chosen)
+                begin(_size(batch))
+                batch = batch.to(self.device)
+                with self._autocast(), self._segments(batch):
+                    hidden_BE = hidden_of(self._model, _inputs(batch), batch).float()
+                if not order:
+                    reason = self._unlike(batch, hidden_BE)
+                    if reason:
+                        return reason
+                    hidden_NE = hidden_BE.new_empty(len(rows), hidden_BE.shape[1])
+                hidden_NE[torch.tensor(chosen)] = hidden_BE
+                targets.append(batch.targets_N)
+                order += chosen
+        finally:
+            self.loaded.set_training()
+        place = torch.tensor(order).argsort()
+        tokens = [rows.num_tokens(row) for row in range(len(rows))]
+        self._features[id(rows)] = Features(hidden_NE, torch.cat(targets)[place], tokens)
+        return ""
+
+    def _unlike(self, batch: Batch, hidden_BE: Tensor) -> str:
+        if len(batch.targets_N) != len(batch.rows):
+            return "the task asks more than one answer a row"
+        expected = self.logits(batch).float()
+        try:
+            with self._autocast():
+                found = head_logits(self._model, hidden_BE, packed=batch.lengths is not None).float()
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            return f"this head reads more than one token ({type(error).__name__})"
+        alike = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        return "" if alike else "this head reads more than one token"
+
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
         if self._head is not None and torch.is_grad_enabled():
             return self._head_loss(self._head, batch, smoothing)
@@ -96,6 +150,8 @@ class Stepper:
     def logits(self, batch: Batch) -> Tensor:
         """N x V at the batch's gathered positions."""
         with self._autocast():
+            if batch.features is not None:
+                return head_logits(self._model, batch.features, packed=self.loaded.packed)
             if self.objective.reads == "rows":
                 return self._class_logits(batch)
             return self._token_logits(batch)
@@ -122,9 +178,7 @@ class Stepper:
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
             hidden_NE = cast("Tensor", self._model(**_inputs(batch)).logits)[0]
-        weight = cast("Tensor", self._model.get_output_embeddings().weight)
-        product, _ = head.weight_and_bias()
-        total, correct = head_loss(hidden_NE, batch.targets_N, Head(weight, product), smoothing=smoothing)
+        total, correct = head_loss(hidden_NE, batch.targets_N, head, smoothing=smoothing)
         return LossSum(total, int(correct))
 
     @contextmanager
@@ -170,7 +224,7 @@ class Stepper:
         scores = self.objective.scores()
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
-                batch = self.collate(rows, chosen)
+                batch = self._batch(rows, chosen)
                 begin(_size(batch))
                 batch = batch.to(self.device)
                 logits = self.logits(batch).float()

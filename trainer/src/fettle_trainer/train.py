@@ -210,8 +210,24 @@ class Training:
             self._progress = resumed.progress
         self._saved_step = self._progress.step
         self._loaded.set_training()
+        self._remember()
         self._windows_epoch, self._windows = -1, list[list[int]]()
         self._began = self._saved_at = time.monotonic()
+
+    def _remember(self) -> None:
+        """A run of the head alone needs the base once."""
+        if self._spec.method != "head":
+            return
+        size = self._spec.hyperparameters.per_device_train_batch_size
+        reason = ""
+        for rows in (self._rows.train, self._rows.validation):
+            reason = reason or self._stepper.remember(rows, size, self._begin("evaluating"))
+        done = (
+            f"The base runs in every step, as {reason}."
+            if reason
+            else "The base has run once, for all epochs."
+        )
+        self._log.log("info", done)
 
     @torch.no_grad()
     def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:

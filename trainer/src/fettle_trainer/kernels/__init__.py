@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from ..adapters import lora_layers
-from ..packing import answers_alike, packed_answers, padded_answers, pair_answers, switch
-from . import decoder, encoder, t5
+from ..packing import how_unlike, packed_answers, padded_answers, pair_answers, switch
+from . import decoder, embedding, encoder, t5
+from .embedding import Embedding
 from .projection import Projection
 
 # How rows are fed to each kind.
@@ -17,17 +18,15 @@ _ANSWERS = {decoder: packed_answers, encoder: padded_answers, t5: pair_answers}
 class Kernels:
     """What stands in a model in place of its own layers. `head` is its output head."""
 
-    def __init__(self, model: Any, projections: list[Projection], head: Projection | None) -> None:
+    def __init__(self, model: Any, parts: list[Projection | Embedding], head: Projection | None) -> None:
         self._model = model
-        self._projections = projections
+        self._parts = parts if head is None else [*parts, head]
         self.head = head
 
     def refresh(self) -> None:
-        """To be called when weights have changed, before the next forward pass."""
-        for projection in self._projections:
-            projection.refresh()
-        if self.head is not None:
-            self.head.refresh()
+        """To be called when weights have changed, before the next forward pass: gradients begin anew."""
+        for part in self._parts:
+            part.refresh()
 
     def disable(self) -> None:
         """The model's own layers again, with the weights as they are."""
@@ -44,19 +43,21 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
     if any(layer.dropout for _, layer in lora_layers(model)):
         return None, "the fused layers know no dropout inside an adapter: lora_dropout 0 is faster"
     before = model.config._attn_implementation
-    projections: list[Projection] = []
+    parts: list[Projection | Embedding] = []
 
     def change() -> None:
         switch(model)
-        projections.extend(kind.put_in(model, dtype))
+        parts.extend(kind.put_in(model, dtype))
+        parts.extend(embedding.put_in(model))
 
-    if answers_alike(model, change, answers=_ANSWERS[kind], dtype=dtype):
+    unlike = how_unlike(model, change, dtype=dtype, answers=_ANSWERS[kind])
+    if not unlike:
         head = model.get_output_embeddings() if kind is not encoder else None
-        kernels = Kernels(model, projections, None if head is None else Projection([head], dtype))
+        kernels = Kernels(model, parts, None if head is None else Projection([head], dtype))
         return kernels, "the fused layers answer as the model's own do"
     _take_out(model)
     model.set_attn_implementation(before)
-    return None, "the fused layers did not answer as the model's own do"
+    return None, f"the fused layers are not used, as their {unlike}"
 
 
 def _take_out(model: Any) -> None:

@@ -7,12 +7,15 @@ al. 2017, equation 1), with query heads that share a key head in one product. A 
 blocks of queries, and no block looks at keys after its last query. Weights are kept for the backward pass;
 rows longer than `LONGEST_PLAIN` go to PyTorch's flash attention (attention_long.py), which keeps none.
 
+Rows of one length side by side share their products.
+
 Legend: T tokens of all rows, H query heads, K key heads, G = H / K, L tokens of one row, D head width.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -23,8 +26,27 @@ from .heads import Heads, Part
 
 QUERIES_AT_ONCE = 160
 LONGEST_PLAIN = 1024
+SHORT = 128
 
 Lengths = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of one size that lie side by side: one product for all of them."""
+
+    count: int
+    length: int
+    key_length: int
+
+
+def _runs(lengths: Lengths, key_lengths: Lengths) -> list[Run]:
+    runs: list[Run] = []
+    for (length, key_length), rows in groupby(zip(lengths, key_lengths, strict=True)):
+        count = sum(1 for _ in rows)
+        # A long row alone is work enough, and its weights are much to hold.
+        runs += [Run(1, length, key_length)] * count if length > SHORT else [Run(count, length, key_length)]
+    return runs
 
 
 class Layout:
@@ -34,7 +56,8 @@ class Layout:
     from where each comes; `turn` are the tables (cos and sin) that queries and keys are turned by."""
 
     def __init__(self, lengths: Lengths, key_lengths: Lengths, heads: Heads, *, joined: bool) -> None:
-        self.lengths, self.key_lengths, self._heads = lengths, key_lengths, heads
+        self.tokens, self.key_lengths, self._heads = sum(lengths), key_lengths, heads
+        self.runs = _runs(lengths, key_lengths)
         self.query_rows = queries = _order(lengths, heads.key, heads.group)
         keys = _order(key_lengths, heads.key, 1)
         if joined:
@@ -139,26 +162,27 @@ class _Plan:
     bias: Tensor | None
 
     def parts(self, rows: Tensor) -> Iterator[Part]:
-        """Queries K x (L G) x D, keys and values K x L x D of each row: views."""
+        """Queries, keys and values of each run of rows: views."""
         queries, keys, values = torch.split(rows, self.layout.sizes)
         heads, start, key_start = self.heads, 0, 0
-        for length, key_length in zip(self.layout.lengths, self.layout.key_lengths, strict=True):
-            end, key_end = start + length, key_start + key_length
+        for run in self.layout.runs:
+            end, key_end = start + run.count * run.length, key_start + run.count * run.key_length
             key_rows = slice(key_start * heads.key, key_end * heads.key)
+            batch = run.count * heads.key
             yield Part(
-                queries[start * heads.query : end * heads.query].view(heads.key, -1, heads.width),
-                keys[key_rows].view(heads.key, key_length, heads.width),
-                values[key_rows].view(heads.key, key_length, heads.width),
+                queries[start * heads.query : end * heads.query].view(batch, -1, heads.width),
+                keys[key_rows].view(batch, run.key_length, heads.width),
+                values[key_rows].view(batch, run.key_length, heads.width),
                 heads.group,
             )
             start, key_start = end, key_end
 
     def queries(self, rows: Tensor) -> Iterator[Tensor]:
-        """Each row's share of something in the order of the queries."""
+        """Each run's share of something in the order of the queries."""
         start = 0
-        for length in self.layout.lengths:
-            end = start + length * self.heads.query
-            yield rows[start:end].view(self.heads.key, -1, self.heads.width)
+        for run in self.layout.runs:
+            end = start + run.count * run.length * self.heads.query
+            yield rows[start:end].view(run.count * self.heads.key, -1, self.heads.width)
             start = end
 
     def is_long(self, part: Part) -> bool:
@@ -189,7 +213,7 @@ class _Attention(torch.autograd.Function):
             kept += flash(part, target, heads) if plan.is_long(part) else _row(plan, part, target)
         ctx.plan = plan
         ctx.save_for_backward(rows, *kept)
-        return out.index_select(0, layout.query_inverse).view(sum(layout.lengths), -1)
+        return out.index_select(0, layout.query_inverse).view(layout.tokens, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
@@ -225,7 +249,7 @@ def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
         scores = torch.bmm(part.query[:, asked], part.key[:, block.low : block.high].transpose(1, 2))
         added = plan.added(block, scores.dtype)
         if added is not None:
-            scores += added
+            scores.view(-1, heads.key, *scores.shape[1:]).add_(added)
         weight = torch.softmax(scores, dim=-1)
         kept.append(weight)
         if heads.dropout:
@@ -261,7 +285,10 @@ class _Back:
                 grad_weight.mul_(mask)
             scores = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             if self.grad_bias is not None:
-                self.grad_bias[:, block.first : block.last, seen] += scores
+                apart = scores.view(-1, heads.key, *scores.shape[1:])
+                self.grad_bias[:, block.first : block.last, seen] += (
+                    apart.sum(dim=0) if len(apart) > 1 else apart[0]
+                )
             torch.bmm(scores, part.key[:, seen], out=to.query[:, asked])
             to_key = torch.bmm(scores.transpose(1, 2), part.query[:, asked])
             to_value = torch.bmm(used.transpose(1, 2), grad[:, asked])

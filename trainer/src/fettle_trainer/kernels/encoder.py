@@ -12,6 +12,7 @@ from torch import Tensor
 from ..packing import current_lengths
 from .attention import Layout, attend, with_dropout
 from .heads import Heads
+from .norm import CentredNorm
 from .projection import Projection
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -27,7 +28,7 @@ class _Layer:
         self._narrow = Projection([layer.output.dense], dtype)
         self.projections = [self._query_key_value, self._out, self._wide, self._narrow]
         self._activation = layer.intermediate.intermediate_act_fn
-        self._between, self._after = out.LayerNorm, layer.output.LayerNorm
+        self._between, self._after = CentredNorm(out.LayerNorm), CentredNorm(layer.output.LayerNorm)
         self._dropouts = (own.dropout, out.dropout, layer.output.dropout)
 
     def __call__(self, x_TE: Tensor, layout: Layout) -> Tensor:

@@ -8,60 +8,69 @@ in fp32.
 Legend: N labelled positions, E hidden width, V vocabulary.
 """
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .projection import Projection
+
 # Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
 _BYTES_AT_ONCE = 50 << 20
-
-
-class Head(NamedTuple):
-    """The head's weight, and the same in the type of the products."""
-
-    weight_VE: Tensor
-    product_VE: Tensor
+# Gradients of logits that one product makes into the weight's, in the type of the products.
+_BYTES_KEPT = 200 << 20
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NE: Tensor,
-        weight_VE: Tensor,
-        product_VE: Tensor,
-        targets_N: Tensor,
-        smoothing: float,
-    ) -> tuple[Tensor, Tensor]:
-        train_weight = ctx.needs_input_grad[1]
+    def forward(ctx: Any, hidden_NE: Tensor, targets_N: Tensor, head: Projection, smoothing: float) -> Any:
+        weight_VE, _ = head.weight_and_bias()
         grad_hidden = torch.empty_like(hidden_NE)
-        grad_weight = torch.zeros_like(weight_VE, dtype=torch.float32) if train_weight else None
+        grad_weight: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_NE.device)
-        pieces = _pieces(len(targets_N), product_VE.shape[0])
-        size = pieces[0].stop if pieces else 0
-        short = torch.empty(size, product_VE.shape[0], dtype=product_VE.dtype, device=product_VE.device)
-        exact = short if short.dtype == torch.float32 else torch.empty_like(short, dtype=torch.float32)
-        for piece in pieces:
-            logits = torch.mm(hidden_NE[piece], product_VE.t(), out=short[: piece.stop - piece.start])
-            wide = exact[: len(logits)].copy_(logits)
-            losses, hits = _to_gradient(wide, targets_N[piece], smoothing)
-            total += losses
-            correct += hits
-            gradient = logits.copy_(wide)
-            torch.mm(gradient, product_VE, out=grad_hidden[piece])
-            if grad_weight is not None:
-                grad_weight += torch.mm(gradient.t(), hidden_NE[piece])
+        for group, pieces in _groups(len(targets_N), weight_VE, keeps=head.trains_weight):
+            short = weight_VE.new_empty(group.stop - group.start, len(weight_VE))
+            exact = short if short.dtype == torch.float32 else None
+            for piece in pieces:
+                here = slice(piece.start - group.start, piece.stop - group.start)
+                logits = torch.mm(hidden_NE[piece], weight_VE.t(), out=short[here])
+                if exact is None:
+                    exact = torch.empty_like(logits, dtype=torch.float32)
+                wide = logits if exact is short else exact[: len(logits)].copy_(logits)
+                losses, hits = _to_gradient(wide, targets_N[piece], smoothing)
+                total += losses
+                correct += hits
+                gradient = logits if wide is logits else logits.copy_(wide)
+                torch.mm(gradient, weight_VE, out=grad_hidden[piece])
+            if head.trains_weight:
+                made = torch.mm(short.t(), hidden_NE[group])
+                grad_weight = made if grad_weight is None else made.float() + grad_weight
+        if grad_weight is None and head.trains_weight:
+            grad_weight = torch.zeros_like(weight_VE)  # nothing to learn here, yet the step's gradients begin
+        ctx.head = head
         ctx.save_for_backward(grad_hidden, *(() if grad_weight is None else (grad_weight,)))
         ctx.mark_non_differentiable(correct)
         return total, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         grad_hidden, *rest = cast("tuple[Tensor, ...]", ctx.saved_tensors)
-        grad_weight = rest[0].mul_(gradients[0]) if rest else None
-        return grad_hidden.mul_(gradients[0]), grad_weight, None, None, None
+        if rest:
+            cast("Projection", ctx.head).take_gradient(rest[0], gradients[0])
+        return grad_hidden.mul_(gradients[0]), None, None, None
+
+
+def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tuple[slice, list[slice]]]:
+    """Groups of positions whose gradients are kept together, each cut into pieces."""
+    pieces = _pieces(num_targets, weight_VE.shape[0])
+    size = 1
+    if keeps and pieces:
+        size = max(1, _BYTES_KEPT // (pieces[0].stop * weight_VE.shape[0] * weight_VE.element_size()))
+    for first in range(0, len(pieces), size):
+        some = pieces[first : first + size]
+        yield slice(some[0].start, some[-1].stop), some
 
 
 def _pieces(num_targets: int, vocab_size: int) -> list[slice]:
@@ -89,11 +98,10 @@ def _to_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tupl
 
 
 def head_loss(
-    hidden_NE: Tensor, targets_N: Tensor, head: Head, *, smoothing: float = 0.0
+    hidden_NE: Tensor, targets_N: Tensor, head: Projection, *, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Summed loss in fp32 and the number of right guesses."""
+    weight_VE, _ = head.weight_and_bias()
     # apply() is untyped in torch's stubs.
     apply = cast("Any", _HeadLoss).apply
-    return cast(
-        "tuple[Tensor, Tensor]", apply(hidden_NE.to(head.product_VE.dtype), *head, targets_N, smoothing)
-    )
+    return cast("tuple[Tensor, Tensor]", apply(hidden_NE.to(weight_VE.dtype), targets_N, head, smoothing))

@@ -24,7 +24,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One row: queries K x (L G) x D, keys and values K x L x D."""
+    """N rows of one length: queries (N K) x (L G) x D, keys and values (N K) x L x D."""
 
     query: Tensor
     key: Tensor

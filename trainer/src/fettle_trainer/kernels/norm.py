@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -28,6 +29,20 @@ class _RmsNorm(torch.autograd.Function):
         mean_T1 = torch.einsum("te,te->t", scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
         factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
         return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1), grad_weight, None, None
+
+
+class CentredNorm:
+    """A module's LayerNorm of an fp32 stream, read anew when it is trained."""
+
+    def __init__(self, module: nn.LayerNorm) -> None:
+        self._module = module
+        parts = (module.weight, module.bias)
+        self._frozen = None if any(part.requires_grad for part in parts) else [part.float() for part in parts]
+
+    def __call__(self, x_TE: Tensor) -> Tensor:
+        own = self._module
+        weight, bias = self._frozen or (own.weight.float(), own.bias.float())
+        return functional.layer_norm(x_TE, own.normalized_shape, weight, bias, own.eps)
 
 
 class Norm:

@@ -43,6 +43,9 @@ class Projection:
         self.scales = [0.0 if one is None else one.scale for one in self._adapters]
         self.ranks = [0 if one is None else int(one.lora_A.shape[0]) for one in self._adapters]
         self._weight, self._bias = self._joined()
+        # The weight's gradient lies in one place for good: new memory each step costs more than the sums.
+        self._gradient: Tensor | None = None
+        self._is_fresh = True
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         # apply() is untyped in torch's stubs.
@@ -97,6 +100,7 @@ class Projection:
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes over what an optimiser did. Asked for, not noticed: fused AdamW does not count versions."""
+        self._is_fresh = True
         if not (self.trains_weight or self.trains_bias):
             return
         bias: Sequence[Tensor | None] = [None] * len(self._bases)
@@ -107,6 +111,21 @@ class Projection:
                 part.copy_(base.weight)
             if offset is not None and base.bias is not None and offset.data_ptr() != base.bias.data_ptr():
                 offset.copy_(base.bias)
+
+    def take_gradient(self, grad_OI: Tensor, factor: Tensor | None = None) -> None:
+        """Into the weights' `grad`, past autograd. The first after `refresh` replaces what was there."""
+        if self._gradient is None:
+            self._gradient = torch.empty(grad_OI.shape, dtype=torch.float32, device=grad_OI.device)
+        if self._is_fresh:
+            self._gradient.copy_(grad_OI)
+            if factor is not None:
+                self._gradient *= factor
+        else:
+            self._gradient += grad_OI if factor is None else grad_OI.float() * factor
+        self._is_fresh = False
+        for base, part in zip(self._bases, torch.split(self._gradient, self.sizes), strict=True):
+            if base.weight.requires_grad:
+                base.weight.grad = part
 
 
 class _Product(torch.autograd.Function):
@@ -134,7 +153,7 @@ class _Product(torch.autograd.Function):
         grad_x = torch.mm(grad_TO, weight_OI) if ctx.needs_input_grad[0] else None
         parts = [[None, None, None, None] for _ in projection.sizes]
         if projection.trains_weight:
-            _put(parts, 0, torch.split(torch.mm(grad_TO.t(), x_TI).float(), projection.sizes))
+            projection.take_gradient(torch.mm(grad_TO.t(), x_TI))
         if projection.trains_bias:
             _put(parts, 1, torch.split(_column_sums(grad_TO), projection.sizes))
         if adapter:
