@@ -90,6 +90,8 @@ def make(folder: Path, kind: str, output: str, **changes: Any) -> dict[str, Any]
         hyperparameters__dropout=0.0,
         hyperparameters__per_device_train_batch_size=2,
         hyperparameters__gradient_accumulation_steps=4,
+        # AdamW makes a step of the rate's size even of a gradient that is nothing but rounding.
+        hyperparameters__learning_rate=0.001,
         **changes,
     )
 
