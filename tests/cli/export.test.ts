@@ -32,6 +32,20 @@ afterAll(async () => {
   await server.close();
 });
 
+const report = {
+  format: "gguf",
+  quantize: "q4_0",
+  prune: 0.25,
+  sample: "held_out",
+  rows: 12,
+  positions: 80,
+  before: { loss: 1.2, accuracy: 0.8 },
+  after: { loss: 1.25, accuracy: 0.79, max_abs_diff: 0.0001, agreement: 0.975 },
+  speed: { before_ms: 10, after_ms: 8, gain: 1.25, runs: 7 },
+  vllm: null,
+  notes: ["2 tensors stay f16."],
+};
+
 /** Beside the folder too: nothing half-written may stay. */
 const left = (): string[] => readdirSync(join(out, ".."));
 
@@ -57,6 +71,46 @@ describe("export", () => {
     const said = await cli.run(["models", "export", tuned.model, "--merged", "-o", out]);
     expect(said).toMatchObject({ code: 0, stdout: `${out}\n` });
     expect(readdirSync(out).sort()).toEqual(["config.json", "fettle.json", "model.safetensors"]);
+  });
+
+  it("writes a format, shows what the server is at, and tells how it was compared", async () => {
+    server.world.exporter.report = report;
+    const asked = ["export", tuned.model, "--format", "gguf", "--quantize", "q4_0", "--prune", "0.25", "--out", out];
+    const said = await cli.run(asked);
+    expect(said).toMatchObject({ code: 0, stdout: `${out}\n` });
+    expect(said.stderr).toContain("compared on 12 rows the run held out: same answer at 97.5 % of 80 positions");
+    expect(said.stderr).toContain("loss 1.2000 before, 1.2500 after; accuracy 80.0 % before, 79.0 % after");
+    expect(said.stderr).toContain("10.0 ms before, 8.0 ms after: 1.25 times as fast (median of 7)");
+    expect(said.stderr).toContain("2 tensors stay f16.");
+    expect(server.world.exporter.writes).toMatchObject([{ format: "gguf", quantize: "q4_0", prune: 0.25 }]);
+    expect(left()).toEqual(["model"]);
+  });
+
+  it("has the comparison in its document; a report it does not know is left in the folder", async () => {
+    server.world.exporter.report = report;
+    const asked = ["models", "export", tuned.model, "--format", "gguf", "--json", "--out"];
+    expect(cli.document(await cli.run([...asked, out]))).toMatchObject({ merged: true, report });
+    server.world.exporter.report = { version: 99 };
+    const other = cli.document(await cli.run([...asked, `${out}-2`]));
+    expect(other).not.toHaveProperty("report");
+    expect(other).toMatchObject({ files: [{ name: "export.json" }, {}, {}] });
+  });
+
+  it("refuses a format that does not exist here, one that is not possible at the server", async () => {
+    expect((await cli.run(["export", tuned.model, "--format", "zip", "--out", out])).code).toBe(2);
+    const said = await cli.run([
+      "export",
+      tuned.model,
+      "--format",
+      "gguf",
+      "--quantize",
+      "int8",
+      "--out",
+      out,
+      "--json",
+    ]);
+    expect(cli.document(said)).toMatchObject({ error: { code: "export_not_possible", param: "quantize" } });
+    expect(left()).toEqual([]);
   });
 
   it("says that a model tuned whole has nothing to merge, and exports it all the same", async () => {

@@ -21,7 +21,7 @@ import {
 import { type ClientOptions, Connection } from "./connection.js";
 import { FettleError } from "./error.js";
 import { Data, Files } from "./files.js";
-import { type ExportedModel, exportModel } from "./models.js";
+import { type ExportedModel, type ExportOptions, exportModel } from "./models.js";
 import { Runs } from "./runs.js";
 import { readEvents } from "./sse.js";
 
@@ -64,7 +64,7 @@ export class Fettle {
   }
 
   /** The files of a tuned model or checkpoint; `merged` folds an adapter into its base. */
-  exportModel(name: string, options: { merged?: boolean; signal?: AbortSignal } = {}): Promise<ExportedModel> {
+  exportModel(name: string, options: ExportOptions = {}): Promise<ExportedModel> {
     return exportModel(this.connection, name, options);
   }
 

@@ -1,5 +1,11 @@
 /** A tuned model's files, as they come from the server. */
-import { errorBodySchema, exportErrorName, exportMergedHeader } from "@fettle/contract";
+import {
+  errorBodySchema,
+  type ExportFormat,
+  type ExportQuantize,
+  exportErrorName,
+  exportMergedHeader,
+} from "@fettle/contract";
 import type { Connection } from "./connection.js";
 import { errorFrom, FettleError } from "./error.js";
 import { readTar, type TarEntry } from "./tar.js";
@@ -11,25 +17,43 @@ export interface ExportedModel {
   files: AsyncIterable<TarEntry>;
 }
 
+export interface ExportOptions {
+  merged?: boolean;
+  /** Written anew, loaded in a fresh process and compared; without it come the files as the run left them. */
+  format?: ExportFormat;
+  quantize?: ExportQuantize;
+  /** Share of the smallest weights that become zero. */
+  prune?: number;
+  /** Hears what the server is at while it has nothing to send yet. */
+  doing?: (what: string) => void;
+  signal?: AbortSignal;
+}
+
 export async function exportModel(
   connection: Connection,
   name: string,
-  options: { merged?: boolean; signal?: AbortSignal },
+  options: ExportOptions,
 ): Promise<ExportedModel> {
+  const { merged, format, quantize, prune } = options;
   const response = await connection.send({
     method: "GET",
     path: `/api/models/${encodeURIComponent(name)}/export`,
-    query: { merged: String(options.merged === true) },
+    query: {
+      merged: String(merged === true),
+      ...(format !== undefined && { format }),
+      ...(quantize !== undefined && { quantize }),
+      ...(prune !== undefined && { prune: String(prune) }),
+    },
     headers: { accept: "application/x-tar" },
     ...(options.signal && { signal: options.signal }),
   });
   return {
     merged: response.headers.get(exportMergedHeader) === "true",
-    files: filesOf(response, name, options.signal),
+    files: filesOf(response, name, options),
   };
 }
 
-async function* filesOf(response: Response, name: string, signal: AbortSignal | undefined): AsyncGenerator<TarEntry> {
+async function* filesOf(response: Response, name: string, { signal, doing }: ExportOptions): AsyncGenerator<TarEntry> {
   const requestId = response.headers.get("x-request-id");
   const broken = (why: string, cause?: unknown): FettleError =>
     new FettleError(`The export of ${name} broke off: ${why}. Ask again; if it stays, see the server's log.`, {
@@ -42,7 +66,7 @@ async function* filesOf(response: Response, name: string, signal: AbortSignal | 
     if (signal?.aborted) return cause;
     return broken("the connection was cut", cause);
   });
-  for await (const file of readTar(chunks, broken)) {
+  for await (const file of readTar(chunks, broken, doing)) {
     if (file.name === exportErrorName) throw await toldBy(response, file);
     yield file;
   }

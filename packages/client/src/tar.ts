@@ -14,15 +14,23 @@ export interface TarEntry {
 /** Makes the error for an archive that is cut short, or holds what it must not. */
 type Broken = (why: string) => Error;
 
-export async function* readTar(source: AsyncIterable<Uint8Array>, broken: Broken): AsyncGenerator<TarEntry> {
+/** `said` hears the archive's comments. */
+export async function* readTar(
+  source: AsyncIterable<Uint8Array>,
+  broken: Broken,
+  said: (comment: string) => void = () => undefined,
+): AsyncGenerator<TarEntry> {
   const bytes = new ByteReader(source, broken);
   try {
     for (;;) {
       const header = await bytes.take(blockBytes);
       if (header.every((byte) => byte === 0)) return;
       const entry = parseHeader(header, broken);
-      if (entry.type === "g") await bytes.take(padded(entry.bytes));
-      else {
+      if (entry.type === "g") {
+        const record = text(await bytes.take(padded(entry.bytes)), 0, entry.bytes);
+        const comment = /^\d+ comment=([^\n]*)\n$/.exec(record)?.[1];
+        if (comment !== undefined) said(comment);
+      } else {
         yield { name: entry.name, bytes: entry.bytes, content: bytes.flow(entry.bytes) };
         await bytes.take(padded(entry.bytes) - entry.bytes);
       }

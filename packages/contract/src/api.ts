@@ -130,9 +130,41 @@ export const modelListSchema = z
   .strictObject({ object: z.literal("list"), data: z.array(modelObjectSchema) })
   .meta({ id: "FettleModelList" });
 
+export const exportFormatSchema = z.enum(["safetensors", "merged", "gguf", "onnx"]);
+export type ExportFormat = z.infer<typeof exportFormatSchema>;
+export const exportQuantizeSchema = z.enum(["f16", "q8_0", "q4_0", "int8"]);
+export type ExportQuantize = z.infer<typeof exportQuantizeSchema>;
+export const exportQuantizations: Record<ExportFormat, readonly ExportQuantize[]> = {
+  safetensors: [],
+  merged: [],
+  gguf: ["f16", "q8_0", "q4_0"],
+  onnx: ["int8"],
+};
 export const exportQuerySchema = z.strictObject({
   merged: z.enum(["true", "false"]).default("false").describe("fold an adapter into its base model"),
+  format: exportFormatSchema
+    .optional()
+    .describe("what is written is loaded in a fresh process and compared; absent: the files as the run left them"),
+  quantize: exportQuantizeSchema.optional().describe("gguf: f16, q8_0, q4_0; onnx: int8"),
+  prune: z.coerce.number().min(0).lt(1).optional().describe("share of the smallest weights that become zero"),
 });
+/** The file of an export that tells how it was compared. */
+export const exportReportName = "export.json";
+const scoreSchema = z.object({ loss: z.number(), accuracy: z.number() });
+export const exportReportSchema = z.object({
+  format: exportFormatSchema,
+  quantize: exportQuantizeSchema.nullable(),
+  prune: z.number(),
+  sample: z.enum(["held_out", "built_in"]),
+  rows: z.number().int(),
+  positions: z.number().int(),
+  before: scoreSchema,
+  after: scoreSchema.extend({ max_abs_diff: z.number().nullable(), agreement: z.number() }),
+  speed: z.object({ before_ms: z.number(), after_ms: z.number(), gain: z.number(), runs: z.number().int() }).nullable(),
+  vllm: z.string().nullable(),
+  notes: z.array(z.string()),
+});
+export type ExportReport = z.infer<typeof exportReportSchema>;
 /** Header of an export: whether what comes was merged. */
 export const exportMergedHeader = "x-fettle-merged";
 /** The last file of an export that failed after its beginning; holds an error body. */

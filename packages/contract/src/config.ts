@@ -42,6 +42,10 @@ const runsSchema = z.strictObject({
     .union([auto, z.number().int().min(1).max(256)])
     .default("auto")
     .describe('"auto" (by cores) or a whole number from 1 to 256'),
+  keep_trainer_ready: z
+    .union([auto, z.boolean()])
+    .default("auto")
+    .describe('"auto" (where memory allows), true or false'),
 });
 
 const inferenceSchema = z.strictObject({
@@ -73,7 +77,9 @@ export const configSchema = z.strictObject({
     .max(1000)
     .default([])
     .describe("a list of maps with name and path"),
-  runs: runsSchema.prefault({}).describe("a map with max_concurrent, checkpoint_seconds and num_threads"),
+  runs: runsSchema
+    .prefault({})
+    .describe("a map with max_concurrent, checkpoint_seconds, num_threads and keep_trainer_ready"),
   inference: inferenceSchema.prefault({}).describe("a map with memory_gb, max_queue and idle_seconds"),
 });
 export type ConfigFile = z.infer<typeof configSchema>;

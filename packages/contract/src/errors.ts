@@ -202,6 +202,12 @@ export const errorCatalogue = {
     meaning: "The saved model, loaded afresh, does not answer as the trained one did.",
     fix: "Run it again; if it happens twice, report it with the run's log.",
   },
+  export_not_possible: {
+    status: 400,
+    retry: false,
+    meaning: "The model cannot be written in the format that was asked for.",
+    fix: "The message says what that format cannot hold; `merged` takes every tuned model.",
+  },
   // serving
   rate_limit_exceeded: {
     status: 429,

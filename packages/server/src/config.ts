@@ -25,7 +25,12 @@ export interface Config {
   python: string | null;
   /** Local model folders; paths are absolute. */
   models: { name: string; path: string }[];
-  runs: { maxConcurrent: number | "auto"; checkpointSeconds: number; numThreads: number | "auto" };
+  runs: {
+    maxConcurrent: number | "auto";
+    checkpointSeconds: number;
+    numThreads: number | "auto";
+    keepTrainerReady: boolean | "auto";
+  };
   inference: { memoryBytes: number | "auto"; maxQueue: number; idleSeconds: number };
   hub: { offline: boolean; token: string | null };
   ci: boolean;
@@ -61,6 +66,7 @@ export function loadConfig({ env, cwd }: ConfigSource): Config {
       maxConcurrent: values.runs.max_concurrent,
       checkpointSeconds: values.runs.checkpoint_seconds,
       numThreads: values.runs.num_threads,
+      keepTrainerReady: values.runs.keep_trainer_ready,
     },
     inference: {
       memoryBytes: values.inference.memory_gb === "auto" ? "auto" : Math.round(values.inference.memory_gb * 1e9),

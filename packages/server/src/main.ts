@@ -26,7 +26,7 @@ import { InferencePool } from "./inference/pool.js";
 import { dataReader } from "./ingest/read-data.js";
 import { localExporter } from "./runner/exporter.js";
 import { trainerEnvironment } from "./runner/environment.js";
-import { localRunner } from "./runner/local.js";
+import { type LocalRunner, localRunner } from "./runner/local.js";
 import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
 import { ensureAdminKey } from "./startup/admin-key.js";
 import { sharesOf, type Shares } from "./startup/machine.js";
@@ -87,7 +87,9 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(() => deps.background.close());
     const processor = options.inference ? unmeasured : measure({ config, options, python, log });
     undo.push(() => processor.close());
-    const dispatcher = dispatch({ config, options, python, deps, owner, processor });
+    const runner = trainers({ config, options, python, log });
+    undo.push(async () => runner.close());
+    const dispatcher = dispatch({ config, deps, owner, processor, runner });
     undo.push(() => dispatcher.close());
     const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
     const settings = { version, startedAt: systemClock.now(), allowedHosts: hostsOf(config), home: config.home };
@@ -194,22 +196,32 @@ function measure({ config, options, python, log }: Parts & { log: Log }): Proces
   });
 }
 
-function dispatch({
-  config,
-  options,
-  python,
-  deps,
-  owner,
-  processor,
-}: Parts & { deps: AppDeps; owner: string; processor: Processor }): Dispatcher {
-  const shares: Shares = sharesOf(config);
-  const runner = localRunner({
+/** A trainer gets ready when the server has long answered, and when the run that took the last one is under way. */
+const [readyFirstMs, readyNextMs] = [10_000, 5_000];
+
+function trainers({ config, options, python, log }: Parts & { log: Log }): LocalRunner {
+  const { keepsTrainerReady, trainerThreads } = sharesOf(config);
+  const waiting = { numThreads: trainerThreads, firstMs: readyFirstMs, nextMs: readyNextMs, log };
+  return localRunner({
     runsFolder: join(config.home, "blobs", "runs"),
     command: [python, "-m", "fettle_trainer"],
     environment: options.env,
     extraEnvironment: { PYTHONPATH: trainerSource },
     niceness: 5,
+    ...(keepsTrainerReady ? { waiting } : {}),
   });
+}
+
+interface Dispatching {
+  config: Config;
+  deps: AppDeps;
+  owner: string;
+  processor: Processor;
+  runner: LocalRunner;
+}
+
+function dispatch({ config, deps, owner, processor, runner }: Dispatching): Dispatcher {
+  const shares: Shares = sharesOf(config);
   const machine = {
     memoryBytes: shares.trainingBytes,
     cores: shares.trainerThreads,

@@ -6,6 +6,9 @@ import type { Exporter } from "../src/app/ports.js";
 export class FakeExporter implements Exporter {
   checkpoints: Parameters<Exporter["checkpoint"]>[0][] = [];
   merges: Parameters<Exporter["merge"]>[0][] = [];
+  writes: Parameters<Exporter["write"]>[0][] = [];
+  /** Left beside an export. */
+  report: unknown = {};
   /** Of a merged model. */
   weights = "base and adapter";
   /** Thrown instead of writing. */
@@ -33,6 +36,21 @@ export class FakeExporter implements Exporter {
       ]);
     if (this.failure !== null) throw this.failure;
     await writeModel(input.out, { "config.json": "{}", "model.safetensors": this.weights });
+  }
+
+  async write(
+    input: Parameters<Exporter["write"]>[0],
+    { signal, doing }: Parameters<Exporter["write"]>[1],
+  ): Promise<void> {
+    this.writes.push(input);
+    doing(`writing ${input.format}`);
+    if (this.hold !== null)
+      await Promise.race([
+        this.hold,
+        new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason))),
+      ]);
+    if (this.failure !== null) throw this.failure;
+    await writeModel(input.out, { "export.json": JSON.stringify(this.report), "model.gguf": this.weights });
   }
 
   async close(): Promise<void> {}

@@ -1,8 +1,10 @@
 """Command line of the data plane. Each command loads only what it needs.
 
 python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
+python -m fettle_trainer wait                 be ready for a run, which comes on descriptor 3
 python -m fettle_trainer merge --base B --adapter A --out O
 python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
+python -m fettle_trainer export --source S --base B --format F --out O   (--help lists the rest)
 python -m fettle_trainer probe                what this machine can do, as JSON
 python -m fettle_trainer schema               JSON Schema of a spec
 """
@@ -13,6 +15,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from .light_start import hide_unused_packages, prepare_transformers
 
@@ -36,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
         from .run import train_command
 
         return train_command(options.spec)
+    if options.command == "wait":
+        from .wait import wait_command
+
+        return wait_command()
     if options.command == "schema":
         from .spec import json_schema
 
@@ -70,6 +77,8 @@ def _model_command(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace) -> dict[str, object]:
+    if options.command in ("export", "verify-export"):
+        return _export_answer(options)
     from .artefact import merge, verify
 
     if options.command == "merge":
@@ -83,6 +92,28 @@ def _answer(options: argparse.Namespace) -> dict[str, object]:
     spec = read_spec(options.run / "spec.json")
     export_checkpoint(spec, options.run, options.step, start=start, out=options.out)
     return {"written": str(options.out)}
+
+
+def _export_answer(options: argparse.Namespace) -> dict[str, object]:
+    from dataclasses import asdict
+
+    if options.command == "verify-export":
+        from .exports.compare import measure
+
+        return asdict(measure(options.format, options.folder, base=options.base, probe=options.probe))
+    from .exports.write import Request, export_model
+
+    request = Request(
+        source=options.source,
+        base=options.base,
+        run=options.run,
+        name=options.name or options.source.name,
+        form=options.format,
+        quantize=options.quantize,
+        prune=options.prune,
+        out=options.out,
+    )
+    return {"report": export_model(request, lambda doing: print(json.dumps({"doing": doing}), flush=True))}
 
 
 def _fail(code: str, message: str) -> int:
@@ -105,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train what a spec says")
     train.add_argument("spec", type=Path)
+    commands.add_parser("wait", help="be ready for a run, which comes on descriptor 3")
     merge = commands.add_parser("merge", help="fold an adapter into its base model")
     merge.add_argument("--base", type=Path, required=True)
     merge.add_argument("--adapter", type=Path, required=True)
@@ -119,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("--base", type=Path, required=True)
     checkpoint.add_argument("--adapter", type=Path)
     checkpoint.add_argument("--out", type=Path, required=True)
-    for command in (merge, verify, checkpoint):
+    for command in (merge, verify, checkpoint, *_export_parsers(commands)):
         command.add_argument("--json", action="store_true", help="the only format; accepted for scripts")
         command.add_argument("--end-with-stdin", action="store_true", help="give up when stdin is closed")
     commands.add_parser("probe", help="what this machine can do, as JSON")
@@ -127,6 +159,24 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="answer from a model over stdin and stdout")
     commands.add_parser("fetch", help="make base models ready")
     return parser
+
+
+def _export_parsers(commands: Any) -> list[argparse.ArgumentParser]:
+    forms = ("safetensors", "merged", "gguf", "onnx")
+    export = commands.add_parser("export", help="write a tuned model for use elsewhere, and compare it")
+    export.add_argument("--source", type=Path, required=True, help="the tuned model's folder")
+    export.add_argument("--base", type=Path, required=True, help="its base; of a whole model the same folder")
+    export.add_argument("--run", type=Path, help="its run's folder, for the rows that were held out")
+    export.add_argument("--name", help="what the model is called")
+    export.add_argument("--format", choices=forms, required=True)
+    export.add_argument("--quantize", choices=("f16", "q8_0", "q4_0", "int8"))
+    export.add_argument("--prune", type=float, default=0.0, help="share of the weights, from 0 to below 1")
+    export.add_argument("--out", type=Path, required=True)
+    verify = commands.add_parser("verify-export", help="load an export and compare its answers with a probe")
+    verify.add_argument("--format", choices=forms, required=True)
+    for name in ("--folder", "--base", "--probe"):
+        verify.add_argument(name, type=Path, required=True)
+    return [export, verify]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ FOLDER = "artefact"
 _PROBE_ROWS = 4
 # Largest difference of a logit, as a share of the largest logit. Packed and single rows sum in another order.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-_VERIFY_SECONDS = 1800
+VERIFY_SECONDS = 1800
 
 
 def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
@@ -46,19 +46,19 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
 
 def write_model(loaded: Loaded, spec: TrainSpec, final: Path) -> Path:
     """Writes the folder `final`, whole or not at all. Raises OSError, TensorFileError (disk full)."""
-    with _written_whole(final) as partial:
+    with written_whole(final) as partial:
         if loaded.lora is not None:
             write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
             config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
-            _write_json(partial / "adapter_config.json", config)
+            write_json(partial / "adapter_config.json", config)
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
-        _write_json(partial / "fettle.json", _facts(loaded, spec))
+        write_json(partial / "fettle.json", _facts(loaded, spec))
     return final
 
 
 @contextmanager
-def _written_whole(final: Path) -> Generator[Path]:
+def written_whole(final: Path) -> Generator[Path]:
     """A folder beside `final`: it takes its place when the block ends well, and is gone when it does not."""
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,11 +131,11 @@ def verify_in_fresh_process(artefact: Path, base: Path, probe: Path) -> float:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=_VERIFY_SECONDS,
+        timeout=VERIFY_SECONDS,
         check=False,
     )
     if done.returncode != 0:
-        raise _mismatch(f"it could not be loaded: {done.stderr.strip()[-800:]}")
+        raise mismatch(f"it could not be loaded: {done.stderr.strip()[-800:]}")
     return float(json.loads(done.stdout.splitlines()[-1])["max_abs_diff"])
 
 
@@ -153,7 +153,7 @@ def verify(artefact: Path, base: Path, probe: Path) -> float:
     difference = float((answers - expected).abs().max())
     allowed = _TOLERANCE[facts["dtype"]] * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:
-        raise _mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
+        raise mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
     return difference
 
 
@@ -207,24 +207,28 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
     difference = float((apart - together).abs().max())
     allowed = _TOLERANCE["float32"] * max(1.0, float(apart.abs().max()))
     if not difference <= allowed:
-        raise _mismatch(f"merging changes its answers by {difference:.3g}, more than {allowed:.3g}")
+        raise mismatch(f"merging changes its answers by {difference:.3g}, more than {allowed:.3g}")
     facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
-    with _written_whole(out) as partial:
+    with written_whole(out) as partial:
         save_model(loaded.model, loaded.prompts.raw, partial)
-        _write_json(partial / "fettle.json", {**facts, "method": "merged"})
+        write_json(partial / "fettle.json", {**facts, "method": "merged"})
     return difference
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _mismatch(why: str) -> TrainFailure:
+def mismatch(why: str) -> TrainFailure:
+    return told_mismatch(f"The saved model does not answer as the trained one did: {why}.")
+
+
+def told_mismatch(message: str) -> TrainFailure:
     return TrainFailure(
         "artefact_mismatch",
-        f"The saved model does not answer as the trained one did: {why}.",
+        message,
         "Run it again; if it happens twice, report it with the run's log.",
     )

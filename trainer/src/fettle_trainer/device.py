@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -44,11 +45,17 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None, *, alone: b
         return Compute(device, torch.float32, "float32: the GPU has no bfloat16")
     if not alone:
         return Compute(device, torch.float32, "float32, as on each of the CPUs that share the work")
-    gain = gemm_seconds(torch.float32) / gemm_seconds(torch.bfloat16)
+    gain = bfloat16_gain()
     words = f"a bfloat16 matrix product takes {1 / gain:.2f} times as long as float32 on this CPU"
     if gain >= _WORTHWHILE:
         return Compute(device, torch.bfloat16, f"bfloat16: {words}")
     return Compute(device, torch.float32, f"float32: {words}")
+
+
+@cache
+def bfloat16_gain() -> float:
+    """Of this process's threads; measured once."""
+    return gemm_seconds(torch.float32) / gemm_seconds(torch.bfloat16)
 
 
 def seed_everything(seed: int) -> None:

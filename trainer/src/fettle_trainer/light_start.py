@@ -19,6 +19,11 @@ _UNUSED = (
     "tensorflow",
     "torchvision",
 )
+_NEEDED = (
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
 _COMPILER = "torch._dynamo"
 _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "graph_break")
 # All that transformers takes from within it: for masks of a kind that none of our models makes.
@@ -50,6 +55,13 @@ def prepare_transformers() -> None:
     finally:
         distributed.is_available = is_available
     _stand_in_for_compiler()
+
+
+def load_libraries() -> None:
+    """What every training needs of transformers, whatever its model."""
+    prepare_transformers()
+    for name in _NEEDED:
+        import_module(name)
 
 
 def _stand_in_for_compiler() -> None:

@@ -73,10 +73,10 @@ def _stop_on_signal() -> Callable[[], None]:
 def _attempt(spec: TrainSpec, news: News, verify: Verifier | None) -> int:
     log = news.log
     try:
-        from .artefact import verify_in_fresh_process
         from .train import Training
+        from .verifier import start_verifier
 
-        Training(spec, news, verify or verify_in_fresh_process).run()
+        Training(spec, news, verify or start_verifier()).run()
         return FINISHED
     except StopRequested:
         log.write("stopped", reason="signal", step=news.heartbeat.step)

@@ -1,27 +1,80 @@
-/** `models export`: a tuned model's files into a folder, whole or not at all. */
+/** `export` and `models export`: a tuned model's files into a folder, whole or not at all. */
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
+import {
+  type ExportFormat,
+  type ExportQuantize,
+  type ExportReport,
+  exportReportName,
+  exportReportSchema,
+} from "@fettle/contract";
 import type { TarEntry } from "../tar.js";
 import type { Context } from "./context.js";
 import { CliError, exitCodes } from "./exit.js";
 import { bytes, printable } from "./text.js";
 
-export async function modelsExport(
-  context: Context,
-  { model, out, merged }: { model: string; out: string; merged: boolean },
-): Promise<number> {
+export interface Asked {
+  out: string;
+  merged?: boolean;
+  format?: ExportFormat;
+  quantize?: ExportQuantize;
+  prune?: number;
+}
+
+export async function exportToFolder(context: Context, model: string, asked: Asked): Promise<number> {
+  const { out, merged = false, format, quantize, prune } = asked;
   const folder = resolve(out);
   await requireRoom(folder);
   context.draw(merged ? `  Merging ${model} …` : `  Asking for ${model} …`);
-  const exported = await context.client.exportModel(model, { merged, signal: context.signal });
+  const doing = (what: string): void => context.draw(`  ${printable(what)} …`);
+  const exported = await context.client.exportModel(model, {
+    merged,
+    ...(format !== undefined && { format }),
+    ...(quantize !== undefined && { quantize }),
+    ...(prune !== undefined && { prune }),
+    doing,
+    signal: context.signal,
+  });
   if (merged && !exported.merged)
     context.say(`${printable(model)} was tuned whole: there is nothing to merge. It is exported as it is.`);
   const files = await writeFolder(context, folder, exported.files);
   const total = files.reduce((sum, file) => sum + file.bytes, 0);
   context.say(`  ${files.length} files, ${bytes(total)}, are in ${folder}`);
-  context.result({ model, folder, merged: exported.merged, files }, folder);
+  const report = format === undefined ? null : await readReport(folder);
+  for (const line of report === null ? [] : comparison(report)) context.say(`  ${printable(line)}`);
+  context.result({ model, folder, merged: exported.merged, files, ...(report && { report }) }, folder);
   return exitCodes.ok;
+}
+
+/** Null: a server of another version tells it in another way; the file is there all the same. */
+async function readReport(folder: string): Promise<ExportReport | null> {
+  const text = await readFile(join(folder, exportReportName), "utf8").catch(() => "null");
+  try {
+    return exportReportSchema.parse(JSON.parse(text));
+  } catch {
+    return null;
+  }
+}
+
+function comparison({ sample, rows, positions, before, after, speed, vllm, notes }: ExportReport): string[] {
+  const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+  const of = sample === "held_out" ? "rows the run held out" : "texts that come with Fettle";
+  const lines = [
+    `Loaded in a fresh process and compared on ${rows} ${of}: same answer at ${percent(after.agreement)} of ${positions} positions`,
+  ];
+  if (after.max_abs_diff !== null)
+    lines.push(`largest difference of a logit to what was to be written: ${after.max_abs_diff.toPrecision(2)}`);
+  if (sample === "held_out")
+    lines.push(
+      `loss ${before.loss.toFixed(4)} before, ${after.loss.toFixed(4)} after; accuracy ${percent(before.accuracy)} before, ${percent(after.accuracy)} after`,
+    );
+  if (speed !== null)
+    lines.push(
+      `${speed.before_ms.toFixed(1)} ms before, ${speed.after_ms.toFixed(1)} ms after: ${speed.gain.toFixed(2)} times as fast (median of ${speed.runs})`,
+    );
+  if (vllm !== null) lines.push(`vLLM, in that folder: ${vllm}`);
+  return [...lines, ...notes];
 }
 
 /** A folder that is not there, or is empty. */

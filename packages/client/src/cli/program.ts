@@ -1,11 +1,12 @@
 /** The commands and their options. What they do is in the files beside this one. */
+import { exportFormatSchema, exportQuantizeSchema } from "@fettle/contract";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { chat, classify } from "./chat.js";
 import type { Context } from "./context.js";
 import { dataImport, dataList, dataShow } from "./data.js";
 import { doctor } from "./doctor.js";
 import { exitCodes, exitHelp } from "./exit.js";
-import { modelsExport } from "./export.js";
+import { type Asked, exportToFolder } from "./export.js";
 import type { DemoOptions, Local } from "./local.js";
 import { keysCreate, keysList, keysRevoke, models } from "./models.js";
 import { logs, ps, resume, stop } from "./runs.js";
@@ -35,6 +36,30 @@ const number = (text: string): number => {
   return value;
 };
 const collect = (value: string, before: string[]): string[] => [...before, value];
+
+/** The same below `models` and by itself. */
+function exportCommand(parent: Command, called: string, add: Add): void {
+  add(
+    parent,
+    {
+      name: "export <model>",
+      summary: "Save a tuned model or a checkpoint as a folder that other tools load.",
+      examples: [
+        `${called} ft:… --out my-adapter            an adapter, in PEFT's format`,
+        `${called} ft:… --merged --out my-model     adapter and base as one model`,
+        `${called} ft:… --format gguf --quantize q8_0 --out my-gguf     for llama.cpp and Ollama`,
+      ],
+    },
+    (context, [model = ""], options) => exportToFolder(context, model, options as unknown as Asked),
+  )
+    .requiredOption("-o, --out <folder>", "an empty folder, or one that is not there yet")
+    .option("--merged", "fold an adapter into its base model")
+    .addOption(new Option("--format <format>", "written anew and compared").choices(exportFormatSchema.options))
+    .addOption(
+      new Option("--quantize <type>", "gguf: f16, q8_0, q4_0; onnx: int8").choices(exportQuantizeSchema.options),
+    )
+    .option("--prune <share>", "make this share of the smallest weights zero, such as 0.3", number);
+}
 
 export function buildProgram(io: Run): Command {
   const program = new Command("fettle")
@@ -257,21 +282,8 @@ function modelCommands(program: Command, add: Add): void {
     },
     (context) => models(context),
   );
-  add(
-    list,
-    {
-      name: "export <model>",
-      summary: "Save a tuned model or a checkpoint as a folder that other tools load.",
-      examples: [
-        "fettle models export ft:… --out my-adapter            an adapter, in PEFT's format",
-        "fettle models export ft:… --merged --out my-model     adapter and base as one model",
-      ],
-    },
-    (context, [model = ""], { out, merged }) =>
-      modelsExport(context, { model, out: String(out), merged: merged === true }),
-  )
-    .requiredOption("-o, --out <folder>", "an empty folder, or one that is not there yet")
-    .option("--merged", "fold an adapter into its base model");
+  exportCommand(list, "fettle models export", add);
+  exportCommand(program, "fettle export", add);
 
   add(
     program,

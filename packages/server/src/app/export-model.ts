@@ -1,14 +1,23 @@
-/** A tuned model's files, for use elsewhere: as they are, or an adapter folded into its base. */
+/** A tuned model's files, for use elsewhere: as they are, an adapter folded into its base, or in another format. */
+import { type ExportFormat, type ExportQuantize, exportQuantizations, type Task } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { AppDeps } from "./deps.js";
 import { artefactFolder, type ReadyModelDeps, type ResolvedModel, resolveModel, targetOf } from "./models.js";
 
 /** `working` comes every few seconds while nothing can be sent yet, so that no waiting client gives up. */
 export type ExportPart =
-  | { type: "working" }
+  | { type: "working"; doing: string }
   | { type: "file"; name: string; bytes: number; content: AsyncIterable<Uint8Array> };
 
 type ExportDeps = ReadyModelDeps & Pick<AppDeps, "clock" | "ids">;
+
+/** What is asked beside the model. */
+interface Shape {
+  format: ExportFormat;
+  quantize: ExportQuantize | null;
+  /** Share of the weights. */
+  prune: number;
+}
 
 const workingMs = 5_000;
 /** Merged models lie here while they are sent. */
@@ -23,7 +32,7 @@ export interface ModelExport {
 /** Throws AppError at once for a model that cannot be exported. What is made for sending is gone when `parts` has ended. */
 export async function exportModel(
   deps: ExportDeps,
-  input: { projectId: string; name: string; merged: boolean; signal: AbortSignal },
+  input: { projectId: string; name: string; merged: boolean; signal: AbortSignal } & Partial<Shape>,
 ): Promise<ModelExport> {
   const model = await resolveModel(deps, input);
   if (model.tuned === null)
@@ -32,8 +41,36 @@ export async function exportModel(
       `"${model.name}" is a base model: only tuned models and checkpoints are exported. Its files lie in the models folder of FETTLE_HOME, or where fettle.yaml says.`,
       { param: "model" },
     );
-  const merged = input.merged && model.tuned.method === "lora";
-  return { merged, parts: merged ? mergedParts(deps, model, input.signal) : plainParts(deps, model) };
+  const { format, quantize = null, prune = 0, signal } = input;
+  const isAdapter = model.tuned.method === "lora";
+  if (format !== undefined) {
+    const shape = { format, quantize, prune };
+    requirePossible(shape, { merged: input.merged, task: model.tuned.task });
+    return { merged: isAdapter && format !== "safetensors", parts: writtenParts(deps, model, { ...shape, signal }) };
+  }
+  if (quantize !== null || prune > 0)
+    throw new AppError(
+      "invalid_request",
+      "quantize and prune need a format. Give format=gguf or format=onnx; prune takes format=merged too.",
+      { param: "format" },
+    );
+  const merged = input.merged && isAdapter;
+  return { merged, parts: merged ? mergedParts(deps, model, signal) : plainParts(deps, model) };
+}
+
+function requirePossible({ format, quantize, prune }: Shape, { merged, task }: { merged: boolean; task: Task }): void {
+  const refuse = (param: string, message: string): never => {
+    throw new AppError("export_not_possible", message, { param });
+  };
+  if (merged && format === "safetensors")
+    refuse("format", "format=safetensors is the adapter as it is, and merged=true asks for another. Leave one out.");
+  const known = exportQuantizations[format];
+  if (quantize !== null && !known.includes(quantize))
+    refuse("quantize", `${format} has no ${quantize}. Its quantisations: ${known.join(", ") || "none"}.`);
+  if (prune > 0 && format === "safetensors")
+    refuse("prune", "An adapter cannot be pruned apart from its base. Use format=merged.");
+  if (format === "gguf" && task !== "chat")
+    refuse("format", `llama.cpp writes text, and this model's task is ${task}. Use format=merged or format=onnx.`);
 }
 
 /** What a killed server left of merged models. */
@@ -42,28 +79,57 @@ export const forgetExports = (deps: Pick<AppDeps, "blobs">): Promise<void> => de
 async function* plainParts(deps: ExportDeps, model: ResolvedModel): AsyncGenerator<ExportPart> {
   const { name, tuned } = model;
   if (tuned === null) return;
-  yield* whileWaiting(deps, artefactFolder(deps, name, tuned));
+  yield* whileWaiting(deps, artefactFolder(deps, name, tuned), () => "working");
   yield* filesOf(deps, tuned.artefact, name);
 }
 
-async function* mergedParts(deps: ExportDeps, model: ResolvedModel, signal: AbortSignal): AsyncGenerator<ExportPart> {
-  const key = `${folder}/${deps.ids.make("export-")}`;
-  const merging = async (): Promise<void> => {
+function mergedParts(deps: ExportDeps, model: ResolvedModel, signal: AbortSignal): AsyncGenerator<ExportPart> {
+  return madeParts(deps, model.name, async (out) => {
     const { basePath, adapterPath } = await targetOf(deps, model);
     if (adapterPath === null) throw new AppError("internal_error", `"${model.name}" has no adapter to merge.`);
-    await deps.exporter.merge({ basePath, adapterPath, out: deps.blobs.localPath(`${key}/model`) }, signal);
-  };
-  const merged = merging();
+    await deps.exporter.merge({ basePath, adapterPath, out }, signal);
+  });
+}
+
+function writtenParts(
+  deps: ExportDeps,
+  model: ResolvedModel,
+  { signal, ...shape }: Shape & { signal: AbortSignal },
+): AsyncGenerator<ExportPart> {
+  const { name, tuned } = model;
+  return madeParts(deps, name, async (out, doing) => {
+    const { basePath, adapterPath } = await targetOf(deps, model);
+    const runFolder = deps.blobs.localPath(`runs/${tuned?.runId ?? ""}`);
+    const sourcePath = adapterPath ?? basePath;
+    await deps.exporter.write({ sourcePath, basePath, runFolder, name, out, ...shape }, { signal, doing });
+  });
+}
+
+/** Files that are made for this one answer, and gone when it has ended. */
+async function* madeParts(
+  deps: ExportDeps,
+  name: string,
+  make: (out: string, doing: (what: string) => void) => Promise<void>,
+): AsyncGenerator<ExportPart> {
+  const key = `${folder}/${deps.ids.make("export-")}`;
+  let current = "working";
+  const made = make(deps.blobs.localPath(`${key}/model`), (what) => {
+    current = what;
+  });
   try {
-    yield* whileWaiting(deps, merged);
-    yield* filesOf(deps, `${key}/model`, model.name);
+    yield* whileWaiting(deps, made, () => current);
+    yield* filesOf(deps, `${key}/model`, name);
   } finally {
-    await merged.catch(() => undefined);
+    await made.catch(() => undefined);
     await deps.blobs.delete(key);
   }
 }
 
-async function* whileWaiting(deps: Pick<AppDeps, "clock">, work: Promise<unknown>): AsyncGenerator<ExportPart> {
+async function* whileWaiting(
+  deps: Pick<AppDeps, "clock">,
+  work: Promise<unknown>,
+  doing: () => string,
+): AsyncGenerator<ExportPart> {
   let isDone = false;
   const done = (): void => {
     isDone = true;
@@ -72,7 +138,7 @@ async function* whileWaiting(deps: Pick<AppDeps, "clock">, work: Promise<unknown
   for (;;) {
     await Promise.race([settled, deps.clock.sleep(workingMs)]);
     if (isDone) break;
-    yield { type: "working" };
+    yield { type: "working", doing: doing() };
   }
   await work;
 }

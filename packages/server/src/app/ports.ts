@@ -7,7 +7,15 @@
  *
  * Times in records, runs and events (`createdAt`, `expiresAt`, `at` …) are milliseconds since 1970; http/ answers in seconds.
  */
-import type { CanonicalRow, Fault, RowKind, TrainerEvent, TrainSpec } from "@fettle/contract";
+import type {
+  CanonicalRow,
+  ExportFormat,
+  ExportQuantize,
+  Fault,
+  RowKind,
+  TrainerEvent,
+  TrainSpec,
+} from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
 
 export interface Clock {
@@ -431,6 +439,19 @@ export interface Catalogue {
   prepare(name: string): Promise<BaseModel>;
 }
 
+export interface ExportInput {
+  /** An adapter or a whole model, in `basePath` then too. */
+  sourcePath: string;
+  basePath: string;
+  /** For the rows that the run held out. */
+  runFolder: string;
+  name: string;
+  format: ExportFormat;
+  quantize: ExportQuantize | null;
+  prune: number;
+  out: string;
+}
+
 /**
  * Model folders made of what runs left; each is there whole or not at all. One is written at a time, since that takes
  * the memory of a whole model. Errors are AppErrors.
@@ -447,6 +468,11 @@ export interface Exporter {
   }): Promise<void>;
   /** Folds an adapter into its base: `out` becomes a model of its own. Aborting ends the writing. */
   merge(input: { basePath: string; adapterPath: string; out: string }, signal: AbortSignal): Promise<void>;
+  /**
+   * Writes a tuned model in a format for use elsewhere, loaded in a fresh process and compared before `out` is there.
+   * `doing` hears what it is at. Aborting ends the writing.
+   */
+  write(input: ExportInput, options: { signal: AbortSignal; doing: (what: string) => void }): Promise<void>;
   /** Ends what is being written. */
   close(): Promise<void>;
 }

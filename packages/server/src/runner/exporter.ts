@@ -3,9 +3,10 @@
  * stdin and ends; what it had begun is taken away by the next one that writes there.
  */
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { createInterface } from "node:readline";
 import { type ErrorCode, errorCatalogue } from "@fettle/contract";
 import { z } from "zod";
-import type { Exporter, Log } from "../app/ports.js";
+import type { Exporter, ExportInput, Log } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
 import { trainerEnvironment } from "./environment.js";
 
@@ -26,6 +27,9 @@ const failedSchema = z.object({
     message: z.string(),
   }),
 });
+
+const doingSchema = z.object({ doing: z.string() });
+type Doing = (what: string) => void;
 
 export const localExporter = (options: ExporterOptions): Exporter => new LocalExporter(options);
 
@@ -52,18 +56,28 @@ class LocalExporter implements Exporter {
     return this.inTurn(args, AbortSignal.any([signal, this.ending.signal]));
   }
 
+  write(
+    { sourcePath, basePath, runFolder, name, format, quantize, prune, out }: ExportInput,
+    { signal, doing }: Parameters<Exporter["write"]>[1],
+  ): Promise<void> {
+    const args = ["export", "--source", sourcePath, "--base", basePath, "--run", runFolder, `--name=${name}`];
+    args.push("--format", format, ...(quantize === null ? [] : ["--quantize", quantize]));
+    args.push("--prune", String(prune), "--out", out);
+    return this.inTurn(args, AbortSignal.any([signal, this.ending.signal]), doing);
+  }
+
   async close(): Promise<void> {
     this.ending.abort();
     await this.last;
   }
 
-  private inTurn(args: readonly string[], signal: AbortSignal): Promise<void> {
-    const mine = this.last.then(() => this.run(args, signal));
+  private inTurn(args: readonly string[], signal: AbortSignal, doing: Doing = () => undefined): Promise<void> {
+    const mine = this.last.then(() => this.run(args, signal, doing));
     this.last = mine.catch(() => undefined);
     return mine;
   }
 
-  private async run(args: readonly string[], signal: AbortSignal): Promise<void> {
+  private async run(args: readonly string[], signal: AbortSignal, doing: Doing): Promise<void> {
     if (signal.aborted) throw givenUp(signal);
     const [program = "", ...first] = this.options.command;
     const child = spawn(program, [...first, ...args, "--json", "--end-with-stdin"], {
@@ -75,6 +89,10 @@ class LocalExporter implements Exporter {
     });
     const kill = (): void => void child.kill("SIGKILL");
     signal.addEventListener("abort", kill, { once: true });
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      const told = doingSchema.safeParse(lastJson(line));
+      if (told.success) doing(told.data.doing);
+    });
     try {
       const end = await endOf(child, program);
       if (signal.aborted) throw givenUp(signal);

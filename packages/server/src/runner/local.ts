@@ -21,6 +21,7 @@ import {
   runFolder,
   writeJson,
 } from "./run-folder.js";
+import { type SpawnTrainer, type WaitingOptions, WaitingTrainer } from "./waiting.js";
 
 export interface LocalRunnerOptions {
   /** `<home>/blobs/runs`. */
@@ -33,6 +34,13 @@ export interface LocalRunnerOptions {
   extraEnvironment?: Readonly<Record<string, string>>;
   /** 0 to 19: how far trainers stand back for the server. */
   niceness?: number;
+  /** Keeps a trainer that waits for the next run; left out: every run starts one from nothing. */
+  waiting?: WaitingOptions;
+}
+
+export interface LocalRunner extends Runner {
+  /** Ends the waiting trainer; those at work go on. */
+  close(): void;
 }
 
 /**
@@ -48,15 +56,26 @@ interface Ended {
   signal: string | null;
 }
 
-export function localRunner(options: LocalRunnerOptions): Runner {
-  return new LocalRunner(options);
+export function localRunner(options: LocalRunnerOptions): LocalRunner {
+  return new ProcessRunner(options);
 }
 
-class LocalRunner implements Runner {
+class ProcessRunner implements LocalRunner {
   /** Children of this server, by run: null until their end is seen. */
   private readonly children = new Map<string, { pid: number; ended: Ended | null }>();
 
-  constructor(private readonly options: LocalRunnerOptions) {}
+  private readonly waiting: WaitingTrainer | null;
+
+  constructor(private readonly options: LocalRunnerOptions) {
+    this.waiting =
+      options.waiting === undefined
+        ? null
+        : new WaitingTrainer(options.waiting, (...given) => this.spawnTrainer(options.command, given));
+  }
+
+  close(): void {
+    this.waiting?.close();
+  }
 
   async start(spec: TrainSpec): Promise<{ pid: number }> {
     const folder = runFolder(this.options.runsFolder, spec.run_id);
@@ -69,44 +88,62 @@ class LocalRunner implements Runner {
     makeFolder(folder);
     writeJson(folder.spec, spec);
     const stderrFrom = stderrStart(folder);
-    const child = await this.spawnGated(folder, spec);
+    const { pid, gate, line } = await this.gated(folder, spec);
     try {
-      const identity = identifyProcess(child.pid);
+      const identity = identifyProcess(pid);
       if (identity === null)
         throw new AppError("training_failed", `The trainer of run ${spec.run_id} ended before it began.`);
       writeJson(folder.pid, { ...identity, attempt: spec.attempt, stderrFrom } satisfies PidFile);
-      child.gate.end("go\n");
-      return { pid: child.pid };
+      gate.end(`${line}\n`);
+      return { pid };
     } catch (error) {
-      child.gate.destroy();
+      gate.destroy();
       throw error;
     }
   }
 
-  private async spawnGated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; gate: Writable }> {
+  /** A process that becomes the run's trainer when it reads `line`. */
+  private async gated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; gate: Writable; line: string }> {
+    const ready = this.waiting?.take(spec.runtime.num_threads) ?? null;
+    if (ready !== null) {
+      this.attend(spec.run_id, ready.pid, ready.process);
+      return { ...ready, line: JSON.stringify({ spec: folder.spec, log: folder.stderr }) };
+    }
     const stderr = openSync(folder.stderr, "a", 0o600);
-    const child = spawn("/bin/sh", ["-c", gateScript, "fettle-gate", ...this.options.command, "train", folder.spec], {
-      cwd: folder.path,
-      detached: true,
-      env: {
-        ...trainerEnvironment(this.options.environment, spec.runtime.num_threads),
-        ...this.options.extraEnvironment,
-      },
-      stdio: ["ignore", stderr, stderr, "pipe"],
-    });
+    const command = ["/bin/sh", "-c", gateScript, "fettle-gate", ...this.options.command];
+    const child = this.spawnTrainer(command, [["train", folder.spec], spec.runtime.num_threads, stderr], folder.path);
     closeSync(stderr);
     const pid = await spawned(child);
-    this.children.set(spec.run_id, { pid, ended: null });
-    child.once("exit", (exitCode, signal) => {
-      this.children.set(spec.run_id, { pid, ended: { exitCode, signal } });
-      signalGroup(pid, "SIGKILL");
-    });
+    this.attend(spec.run_id, pid, child);
     child.unref();
-    if (this.options.niceness) lowerPriority(pid, this.options.niceness);
     const gate = child.stdio[3] as Writable;
     // A child killed before it read its line breaks the pipe; its end is seen as an exit.
     gate.on("error", () => undefined);
-    return { pid, gate };
+    return { pid, gate, line: "go" };
+  }
+
+  private spawnTrainer(
+    command: readonly string[],
+    [args, numThreads, log]: Parameters<SpawnTrainer>,
+    cwd?: string,
+  ): ChildProcess {
+    const [program = "", ...first] = command;
+    const child = spawn(program, [...first, ...args], {
+      ...(cwd === undefined ? {} : { cwd }),
+      detached: true,
+      env: { ...trainerEnvironment(this.options.environment, numThreads), ...this.options.extraEnvironment },
+      stdio: ["ignore", log, log, "pipe"],
+    });
+    if (this.options.niceness && child.pid !== undefined) lowerPriority(child.pid, this.options.niceness);
+    return child;
+  }
+
+  private attend(runId: string, pid: number, child: ChildProcess): void {
+    this.children.set(runId, { pid, ended: null });
+    child.once("exit", (exitCode, signal) => {
+      this.children.set(runId, { pid, ended: { exitCode, signal } });
+      signalGroup(pid, "SIGKILL");
+    });
   }
 
   async state(runId: string): Promise<RunnerState> {

@@ -66,6 +66,46 @@ test("a model tuned whole has nothing to merge: it comes as it is, and the heade
   expect(world.exporter.merges).toEqual([]);
 });
 
+test("a format is written by the exporter from the tuned model, its base and its run", async () => {
+  world.exporter.weights = "GGUF";
+  const response = await request(tuned.model, "?format=gguf&quantize=q8_0&prune=0.3");
+  expect(response.headers.get("x-fettle-merged")).toBe("true");
+  expect(await exported(response)).toMatchObject({ "model.gguf": "GGUF", "export.json": "{}" });
+  expect(world.exporter.writes).toMatchObject([
+    {
+      sourcePath: tuned.folder("artefact"),
+      basePath: "/models/smollm2",
+      runFolder: tuned.folder(""),
+      name: tuned.model,
+      format: "gguf",
+      quantize: "q8_0",
+      prune: 0.3,
+    },
+  ]);
+  expect(await leftovers()).toEqual([]);
+});
+
+test("a model tuned whole is its own base", async () => {
+  const full = await tunedRun(world, { method: "full" });
+  await exported(await request(full.model, "?format=merged"));
+  const [asked] = world.exporter.writes;
+  expect(asked).toMatchObject({ quantize: null, prune: 0, sourcePath: full.folder("artefact") });
+  expect(asked?.basePath).toBe(asked?.sourcePath);
+});
+
+test.each([
+  ["a quantisation of another format", "?format=gguf&quantize=int8", "export_not_possible", "quantize"],
+  ["a quantised adapter", "?format=safetensors&quantize=q8_0", "export_not_possible", "quantize"],
+  ["a pruned adapter", "?format=safetensors&prune=0.5", "export_not_possible", "prune"],
+  ["an adapter that is merged", "?format=safetensors&merged=true", "export_not_possible", "format"],
+  ["a quantisation of nothing", "?quantize=q8_0", "invalid_request", "format"],
+  ["all weights gone", "?format=gguf&prune=1", "value_out_of_range", "prune"],
+])("%s is refused before anything is begun", async (_, query, code, param) => {
+  const answer = await world.send("GET", `/api/models/${encodeURIComponent(tuned.model)}/export${query}`);
+  expect([answer.status, answer.json.error.code, answer.json.error.param]).toEqual([400, code, param]);
+  expect(world.exporter.writes).toEqual([]);
+});
+
 test.each([
   ["a base model", "minilm", "", 400, "invalid_request"],
   ["an unknown model", "ft:minilm:default::nope", "", 404, "model_not_found"],
@@ -73,7 +113,8 @@ test.each([
   ["a path behind the prefix", "ft:../../../../etc", "", 404, "model_not_found"],
   ["a blob key", "runs/x/artefact", "", 404, "model_not_found"],
   ["another word than true", "minilm", "?merged=yes", 400, "invalid_request"],
-  ["an unknown option", "minilm", "?format=zip", 400, "unknown_field"],
+  ["an unknown option", "minilm", "?zip=1", 400, "unknown_field"],
+  ["an unknown format", "minilm", "?format=zip", 400, "invalid_request"],
 ])("%s is refused", async (_, name, query, status, code) => {
   const answer = await world.send("GET", `/api/models/${encodeURIComponent(name)}/export${query}`);
   expect([answer.status, answer.json.error.code]).toEqual([status, code]);

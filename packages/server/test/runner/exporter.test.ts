@@ -50,6 +50,21 @@ const told = (): string[][] =>
     .map((line) => JSON.parse(line) as string[]);
 const tell = `fs.appendFileSync(folder + "/told", JSON.stringify(args) + "\\n");`;
 
+test("an export is asked with all that was given, and what it is at is heard line by line", async () => {
+  open(`${tell} process.stdout.write('{"doing":"pru'); setTimeout(() => {
+    process.stdout.write('ning"}\\n{"doing":"writing gguf"}\\n{"report":{}}\\n'); }, 20);`);
+  const heard: string[] = [];
+  const input = { sourcePath: "/a", basePath: "/b", runFolder: "/r", name: "ft:x", out: "/o" } as const;
+  await exporter.write(
+    { ...input, format: "gguf", quantize: "q8_0", prune: 0.3 },
+    { signal: new AbortController().signal, doing: (what) => void heard.push(what) },
+  );
+  expect(heard).toEqual(["pruning", "writing gguf"]);
+  const asked = ["--source", "/a", "--base", "/b", "--run", "/r", "--name=ft:x", "--format", "gguf"];
+  const rest = ["--quantize", "q8_0", "--prune", "0.3", "--out", "/o", "--json", "--end-with-stdin"];
+  expect(told()).toEqual([["export", ...asked, ...rest]]);
+});
+
 test("callers of one folder share a process; another folder has its own, after the first", async () => {
   open(`
     if (fs.existsSync(folder + "/busy")) process.exit(9);

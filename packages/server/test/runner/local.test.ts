@@ -6,8 +6,8 @@ import { join } from "node:path";
 import type { TrainSpec } from "@fettle/contract";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { hyperparameters, scriptedTrainer } from "../../../../tests/recovery/platform.js";
-import type { Runner } from "../../src/app/ports.js";
-import { localRunner } from "../../src/runner/local.js";
+import type { Log, Runner } from "../../src/app/ports.js";
+import { type LocalRunner, localRunner } from "../../src/runner/local.js";
 import { identifyProcess, isAlive, ownerIsDead, thisOwner } from "../../src/runner/process-identity.js";
 import { eventually } from "../store/samples.js";
 
@@ -173,6 +173,85 @@ describe("local runner", () => {
     await ended(runner);
     expect(await runner.stderr("run-1", 1_000)).toBe("first train\n");
     expect(await runner.stderr("run-1", 6)).toBe("train\n");
+  });
+});
+
+/** Stands in for the trainer: what waits becomes a run's trainer by its line, and says which it was. */
+const readyOrCold = `case "$1" in
+  wait) echo $$ >> "$0.waiting"; IFS= read -r line <&3 || exit 0; echo "$line" > "$0.line"; kill -STOP $$ ;;
+  *) echo "cold $2" > "$0.cold" ;;
+esac`;
+
+describe("a waiting trainer", () => {
+  let runner: LocalRunner;
+  let warned: string[];
+  const script = (): string => join(folder, "trainer.sh");
+  const read = (name: string): string => readFileSync(`${script()}.${name}`, "utf8").trim();
+  const waiting = (): number[] => (existsSync(`${script()}.waiting`) ? read("waiting").split("\n").map(Number) : []);
+  const keep = (text = readyOrCold, numThreads = 2): void => {
+    writeFileSync(script(), text);
+    const log = { warn: (_: unknown, message: string) => void warned.push(message) } as unknown as Log;
+    runner = localRunner({
+      runsFolder: folder,
+      command: ["/bin/sh", script()],
+      environment: { PATH: process.env.PATH, OPENAI_API_KEY: "secret" },
+      waiting: { numThreads, firstMs: 1, nextMs: 1, log },
+    });
+  };
+  beforeEach(() => {
+    warned = [];
+  });
+  afterEach(async () => {
+    await runner.kill("run-1");
+    runner.close();
+    for (const pid of waiting()) await eventually("its end", () => identifyProcess(pid) === null);
+  });
+
+  it("becomes the run's trainer when its number is on disk, and another waits", async () => {
+    keep();
+    const [first] = await eventually("one that waits", () => (waiting().length === 1 ? waiting() : null));
+    expect(await runner.start(spec())).toEqual({ pid: first });
+    const line = await eventually("its line", () => (existsSync(`${script()}.line`) ? read("line") : null));
+    const run = join(folder, "run-1");
+    expect(JSON.parse(line)).toEqual({ spec: join(run, "spec.json"), log: join(run, "stderr.log") });
+    expect(JSON.parse(readFileSync(join(run, "pid.json"), "utf8"))).toMatchObject({ pid: first, attempt: 1 });
+    expect(await runner.state("run-1")).toMatchObject({ alive: true, pid: first });
+    await eventually("the next one", () => waiting().length === 2);
+    expect(existsSync(`${script()}.cold`)).toBe(false);
+    await runner.kill("run-1");
+    expect(await ended(runner)).toMatchObject({ pid: first, signal: "SIGKILL" });
+    expect(warned).toEqual([]);
+  });
+
+  it("is not taken for another number of threads: the run starts at once without it", async () => {
+    keep(readyOrCold, 3);
+    await eventually("one that waits", () => waiting().length === 1);
+    const { pid } = await runner.start(spec());
+    expect(waiting()).not.toContain(pid);
+    await ended(runner);
+    expect(read("cold")).toBe(`cold ${join(folder, "run-1", "spec.json")}`);
+  });
+
+  it("ends with its server, and when its number could not be written", async () => {
+    keep();
+    const [first = 0] = await eventually("one that waits", () => (waiting().length === 1 ? waiting() : null));
+    mkdirSync(join(folder, "run-1", "pid.json"), { recursive: true });
+    await expect(runner.start(spec())).rejects.toThrow();
+    await eventually("its end", () => identifyProcess(first) === null);
+    expect(existsSync(`${script()}.line`)).toBe(false);
+    await rm(join(folder, "run-1", "pid.json"), { recursive: true });
+    const next = await eventually("the next one", () => waiting()[1] ?? null);
+    runner.close();
+    await eventually("its end", () => identifyProcess(next) === null);
+  });
+
+  it("is missed by nobody when it ended by itself", async () => {
+    keep(`[ "$1" = wait ] && exit 3; echo cold > "$0.cold"`);
+    await eventually("the warning", () => warned.length > 0);
+    await runner.start(spec());
+    await ended(runner);
+    expect(read("cold")).toBe("cold");
+    expect(warned).toEqual(["the waiting trainer ended; runs start without one, and another is started later"]);
   });
 });
 

@@ -61,6 +61,9 @@ export function ownModelRoutes(router: Router): void {
         name: model,
         merged: merge,
         signal,
+        ...(query.format !== undefined && { format: query.format }),
+        ...(query.quantize !== undefined && { quantize: query.quantize }),
+        ...(query.prune !== undefined && { prune: query.prune }),
       });
       const archive = tarOf(await primed(parts), { requestId: context.var.requestId, log: deps.log });
       const answer = download(archive, { filename: `${model}.tar`, contentType: "application/x-tar" });
@@ -103,7 +106,7 @@ async function* tarOf(
     for await (const part of parts) {
       isInFile = part.type === "file";
       if (part.type === "file") yield* tarFile(part);
-      else yield tarComment("working");
+      else yield tarComment(part.doing);
       isInFile = false;
     }
   } catch (error) {

@@ -1,0 +1,54 @@
+"""`wait`: a trainer that has loaded all it can and waits for its run.
+
+One line on descriptor 3 gives the run: {"spec": PATH, "log": PATH}. The pipe's end without a line means that
+the server is gone or wants it no more. From the line on it is the run's trainer, as if started for it.
+"""
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from .run import train_command
+from .verifier import start_verifier
+
+_GATE = 3
+# Of the bundled models and their nearest kin; others are loaded when their run comes.
+_KINDS = ("bert", "llama", "qwen2", "roberta", "t5")
+
+
+def wait_command() -> int:
+    verify = start_verifier()
+    _warm_up()
+    with os.fdopen(_GATE, encoding="utf-8") as gate:
+        line = gate.readline()
+    if not line.endswith("\n"):
+        return 0
+    run: dict[str, str] = json.loads(line)
+    spec = Path(run["spec"])
+    os.chdir(spec.parent)
+    log = os.open(run["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    return train_command(spec, verify)
+
+
+def _warm_up() -> None:
+    """Loads and starts what the first step would, with numbers that nobody reads."""
+    import torch
+
+    from . import train  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    from .device import bfloat16_gain
+
+    for kind in _KINDS:
+        import_module(f"transformers.models.{kind}.modeling_{kind}")
+    with torch.device("meta"):
+        torch.arange(2)
+    bfloat16_gain()
+    layer = torch.nn.Linear(8, 8)
+    optimiser = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(2, 8)).sum().backward()
+    torch.nn.utils.clip_grad_norm_(list(layer.parameters()), 1.0)
+    cast("Any", optimiser).step()
