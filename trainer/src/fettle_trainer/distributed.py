@@ -112,14 +112,12 @@ class Ranks:
         """Sums gradients over the ranks. FSDP has done so already."""
         if self.alone or self.sharded:
             return
-        bucket: list[Tensor] = []
+        bucket: list[nn.Parameter] = []
         for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
             if bucket and sum(one.numel() for one in bucket) + parameter.numel() > _BUCKET:
                 _sum_flat(bucket)
                 bucket = []
-            bucket.append(parameter.grad)
+            bucket.append(parameter)
         _sum_flat(bucket)
 
     def any(self, flag: bool) -> bool:
@@ -215,15 +213,17 @@ def norm_of(norm: Tensor) -> float:
     return float(_full(norm))
 
 
-def _sum_flat(gradients: Sequence[Tensor]) -> None:
-    if not gradients:
+def _sum_flat(parameters: Sequence[nn.Parameter]) -> None:
+    """The sums get memory of their own: kernels add to the old gradients, and know what is in them."""
+    if not parameters:
         return
-    flat = torch.cat([one.flatten() for one in gradients])
+    flat = torch.cat(
+        [(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in parameters]
+    )
     _distributed.all_reduce(flat)
-    start = 0
-    for one in gradients:
-        one.copy_(flat[start : start + one.numel()].view_as(one))
-        start += one.numel()
+    parts = torch.split(flat, [one.numel() for one in parameters])
+    for one, part in zip(parameters, parts, strict=True):
+        one.grad = part.view_as(one)
 
 
 ALONE = Ranks()
