@@ -13,7 +13,13 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { z } from "zod";
 import { configSchema } from "../packages/contract/src/config.ts";
-import { chatRowSchema, classificationRowSchema, pairRowSchema } from "../packages/contract/src/rows.ts";
+import {
+  chatRowSchema,
+  classificationRowSchema,
+  pairRowSchema,
+  preferenceRowSchema,
+  textRowSchema,
+} from "../packages/contract/src/rows.ts";
 import { trainerEventSchema, trainSpecSchema } from "../packages/contract/src/trainer.ts";
 
 const folder = join(import.meta.dirname, "..", "docs", "schemas");
@@ -24,7 +30,10 @@ export function schemaFiles() {
     "config.json": { title: "fettle.yaml", schema: configSchema },
     "train-spec.json": { title: "TrainSpec", schema: trainSpecSchema },
     "trainer-event.json": { title: "TrainerEvent", schema: trainerEventSchema },
-    "row.json": { title: "Row", schema: z.union([chatRowSchema, classificationRowSchema, pairRowSchema]) },
+    "row.json": {
+      title: "Row",
+      schema: z.union([chatRowSchema, classificationRowSchema, pairRowSchema, preferenceRowSchema, textRowSchema]),
+    },
   };
   return Object.fromEntries(
     Object.entries(schemas).map(([name, { title, schema }]) => {

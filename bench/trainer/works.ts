@@ -60,6 +60,7 @@ const base: Hyperparameters = {
   target_modules: "all-linear",
   early_stopping_patience: 0,
   eval_steps: 0,
+  beta: 0.1,
 };
 
 export const hyperparametersOf = (work: Work): Hyperparameters => ({

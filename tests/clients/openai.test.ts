@@ -122,10 +122,31 @@ describe.each([
     expect(tries.map((one) => one.headers["x-stainless-retry-count"])).toEqual(["0", "1", "2"]);
   });
 
-  test("dpo is a clear refusal with its code and field", async () => {
+  test("dpo: its hyperparameters go in and come back by OpenAI's names", async () => {
+    const file = await upload();
+    const asked = { beta: 0.2, n_epochs: 2, batch_size: "auto", learning_rate_multiplier: 0.5 } as const;
+    const job = await client().fineTuning.jobs.create({
+      model: base,
+      training_file: file.id,
+      method: { type: "dpo", dpo: { hyperparameters: asked } },
+    });
+    expect(job.method).toMatchObject({ type: "dpo", dpo: { hyperparameters: asked } });
+    const found = await client().fineTuning.jobs.retrieve(job.id);
+    expect(found.method?.dpo?.hyperparameters).toMatchObject(asked);
+    expect(found.method?.supervised).toBeUndefined();
+    await expect(
+      client().fineTuning.jobs.create({
+        model: base,
+        training_file: file.id,
+        method: { type: "dpo", dpo: { hyperparameters: { beta: 3 } } },
+      }),
+    ).rejects.toMatchObject({ status: 400, code: "value_out_of_range", param: "method.dpo.hyperparameters.beta" });
+  });
+
+  test("reinforcement is a clear refusal with its code and field", async () => {
     const file = await upload();
     await expect(
-      client().fineTuning.jobs.create({ model: base, training_file: file.id, method: { type: "dpo", dpo: {} } }),
+      client().fineTuning.jobs.create({ model: base, training_file: file.id, method: { type: "reinforcement" } }),
     ).rejects.toMatchObject({ status: 400, code: "unsupported_method", param: "method.type" });
   });
 

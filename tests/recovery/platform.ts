@@ -149,6 +149,7 @@ export const hyperparameters: Hyperparameters = {
   target_modules: "all-linear",
   early_stopping_patience: 0,
   eval_steps: 0,
+  beta: 0.1,
 };
 
 /** Stores a processed file of `rows` (canonical JSON lines) and a queued run that reads it. */

@@ -190,6 +190,16 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def preference_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Questions with an answer to learn, and one to leave."""
+    rows: list[dict[str, Any]] = []
+    for row in chat_rows(count, seed):
+        *messages, answer = row["messages"]
+        other = {"role": "assistant", "content": "login broken"}
+        rows.append({"messages": messages, "preferred": [answer], "non_preferred": [other]})
+    return rows
+
+
 LABELS = ["billing", "login", "other"]
 
 
@@ -227,6 +237,7 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "target_modules": "all-linear",
             "early_stopping_patience": 0,
             "eval_steps": 0,
+            "beta": 0.1,
         },
         "seed": 7,
         "runtime": {

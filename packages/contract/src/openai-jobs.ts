@@ -1,4 +1,4 @@
-/** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`. */
+/** Fine-tuning jobs of the OpenAI surface, with Fettle's additions: our hyperparameter names, `task` and `method.supervised.method`, `method.dpo.method`. */
 import { z } from "zod";
 import {
   lineSchema,
@@ -35,6 +35,7 @@ const ownOrAuto = {
   target_modules: z.union([auto, own.target_modules]).optional(),
   early_stopping_patience: z.union([auto, own.early_stopping_patience]).optional(),
   eval_steps: z.union([auto, own.eval_steps]).optional(),
+  beta: z.union([auto, own.beta]).optional(),
 };
 
 export const jobHyperparametersSchema = z
@@ -54,9 +55,16 @@ export const supervisedMethodSchema = z.strictObject({
   task: taskSchema.optional(),
 });
 
+/** Preference tuning; `method` says what of the model is trained. */
+export const dpoMethodSchema = z.strictObject({
+  hyperparameters: jobHyperparametersSchema.optional(),
+  method: methodSchema.optional(),
+});
+
 export const jobMethodSchema = z.looseObject({
   type: z.enum(["supervised", "dpo", "reinforcement"]),
   supervised: supervisedMethodSchema.optional(),
+  dpo: dpoMethodSchema.optional(),
 });
 
 export const integrationSchema = z.strictObject({
@@ -119,14 +127,20 @@ export const jobObjectSchema = z
     seed: z.number().int(),
     organization_id: z.string(),
     hyperparameters: shownHyperparametersSchema,
-    method: z.strictObject({
-      type: z.literal("supervised"),
-      supervised: z.strictObject({
-        hyperparameters: shownHyperparametersSchema,
-        method: methodSchema.optional(),
-        task: taskSchema.optional(),
+    method: z.discriminatedUnion("type", [
+      z.strictObject({
+        type: z.literal("supervised"),
+        supervised: z.strictObject({
+          hyperparameters: shownHyperparametersSchema,
+          method: methodSchema.optional(),
+          task: taskSchema.optional(),
+        }),
       }),
-    }),
+      z.strictObject({
+        type: z.literal("dpo"),
+        dpo: z.strictObject({ hyperparameters: shownHyperparametersSchema, method: methodSchema.optional() }),
+      }),
+    ]),
     integrations: z.array(integrationSchema).nullable(),
     estimated_finish: unixTimeSchema.nullable(),
     metadata: z.record(z.string(), z.string()).nullable(),

@@ -36,11 +36,29 @@ export const pairRowSchema = z.object({
   group: z.string().optional(),
 });
 
+/** Two answers to one conversation. */
+export const preferenceRowSchema = z.object({
+  line: z.number().int(),
+  messages: z.array(chatMessageSchema),
+  tools: z.array(z.unknown()).optional(),
+  preferred: z.array(chatMessageSchema),
+  non_preferred: z.array(chatMessageSchema),
+  group: z.string().optional(),
+});
+/** A document. */
+export const textRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  group: z.string().optional(),
+});
+
 export type ChatRow = z.infer<typeof chatRowSchema>;
 export type ClassificationRow = z.infer<typeof classificationRowSchema>;
 export type PairRow = z.infer<typeof pairRowSchema>;
-export type CanonicalRow = ChatRow | ClassificationRow | PairRow;
+export type PreferenceRow = z.infer<typeof preferenceRowSchema>;
+export type TextRow = z.infer<typeof textRowSchema>;
+export type CanonicalRow = ChatRow | ClassificationRow | PairRow | PreferenceRow | TextRow;
 
 /** What the rows of a file are. `pair` trains a seq2seq model, or a decoder as completion. */
-export const rowKindSchema = z.enum(["chat", "classification", "pair"]);
+export const rowKindSchema = z.enum(["chat", "classification", "pair", "preference", "text"]);
 export type RowKind = z.infer<typeof rowKindSchema>;

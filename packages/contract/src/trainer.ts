@@ -5,7 +5,7 @@
  */
 import { z } from "zod";
 
-export const taskSchema = z.enum(["chat", "classification", "seq2seq"]);
+export const taskSchema = z.enum(["chat", "classification", "seq2seq", "preference", "pretraining"]);
 export const methodSchema = z.enum(["full", "lora", "head"]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
 export type Task = z.infer<typeof taskSchema>;
@@ -31,6 +31,7 @@ export const hyperparametersSchema = z.strictObject({
   target_modules: z.union([z.literal("all-linear"), z.array(z.string().min(1).max(128)).min(1).max(64)]),
   early_stopping_patience: z.number().int().min(0).max(100).describe("evaluations without gain; 0 is off"),
   eval_steps: z.number().int().min(0).max(100000).describe("optimiser steps between evaluations; 0 is once per epoch"),
+  beta: z.number().positive().max(2).describe("preference: how dear leaving the starting model is"),
 });
 export type Hyperparameters = z.infer<typeof hyperparametersSchema>;
 

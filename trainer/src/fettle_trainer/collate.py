@@ -7,7 +7,7 @@ that 8 x 1, 4 x 2 and 1 x 8 see the same rows and give the same gradients.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -32,7 +32,8 @@ class Batch:
     `gather_N`: flat positions of the model's (decoder) output whose target is `targets_N`. Classification:
     one position a row, its last token when packed, and the classes as targets.
     `num_tokens`: real tokens in it, source and target. `features`: what the base made of each row, in place
-    of all inputs (features.py).
+    of all inputs (features.py). `target_counts`: targets of each sequence. `reference`: B x K, what another
+    model said of each row.
     """
 
     input_ids: Tensor
@@ -47,6 +48,8 @@ class Batch:
     decoder_input_ids: Tensor | None = None
     target_lengths: tuple[int, ...] = ()
     features: Tensor | None = None
+    target_counts: tuple[int, ...] = ()
+    reference: Tensor | None = None
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -79,7 +82,8 @@ class Collator:
     def __call__(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
         if self.task == "seq2seq":
             return self._seq2seq(rows, chosen)
-        return self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
+        batch = self._packed(rows, chosen) if self.packed else self._padded(rows, chosen)
+        return batch if rows.reference is None else replace(batch, reference=rows.reference[list(chosen)])
 
     def _feeds(self, rows: TokenRows, chosen: Sequence[int]) -> list[Feed]:
         objective = objective_of(self.task)
@@ -101,6 +105,7 @@ class Collator:
             targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
+            target_counts=_counts(feeds),
         )
 
     def _padded(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
@@ -119,6 +124,7 @@ class Collator:
             targets_N=torch.cat([feed.targets for feed in feeds]),
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
+            target_counts=_counts(feeds),
         )
 
     def _seq2seq(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
@@ -140,6 +146,10 @@ class Collator:
             num_tokens=_num_tokens(rows, chosen),
             rows=tuple(chosen),
         )
+
+
+def _counts(feeds: Sequence[Feed]) -> tuple[int, ...]:
+    return tuple(len(feed.targets) for feed in feeds)
 
 
 def _pad(parts: Sequence[Tensor], value: int) -> tuple[Tensor, Tensor]:

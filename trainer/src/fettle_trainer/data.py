@@ -43,7 +43,8 @@ _TENSORS = ("ids", "starts", "aux", "aux_starts", "labels", "lines")
 class TokenRows:
     """Tokenised rows in flat tensors. Row i is `ids[starts[i]:starts[i + 1]]`.
 
-    What `aux` and `labels` hold is said by each task in `tasks/`.
+    What `aux` and `labels` hold is said by each task in `tasks/`. `reference`: R x K, fp32, what another
+    model said of each row; not part of `tensors`.
     """
 
     ids: Tensor
@@ -53,6 +54,7 @@ class TokenRows:
     labels: Tensor
     lines: Tensor
     lengths: list[int] = field(default_factory=list[int])
+    reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         ids, aux = integers(self.starts.diff()), integers(self.aux_starts.diff())
@@ -95,6 +97,7 @@ class TokenRows:
             aux_starts=_starts([int(self.aux_starts[row + 1] - self.aux_starts[row]) for row in rows]),
             labels=self.labels[index],
             lines=self.lines[index],
+            reference=None if self.reference is None else self.reference[index],
         )
 
 
@@ -164,6 +167,7 @@ def _tokenise(path: Path, tokeniser: Tokeniser, before_row: Callable[[], None]) 
                 refused.append(Refusal(line, error.rule, str(error)))
             continue
         rows += [(sequence, line) for sequence in sequences]
+    rows = list(objective_of(tokeniser.task).arranged(rows, tokeniser.max_length))
     return Dataset(
         TokenRows(
             ids=torch.tensor([i for one, _ in rows for i in one.ids], dtype=torch.int32),

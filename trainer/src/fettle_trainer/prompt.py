@@ -119,6 +119,10 @@ class PromptEncoder:
         learn = [False] * len(prompt_ids) + [True] * (len(ids) - len(prompt_ids))
         return TrainingSequence(ids, learn, [len(ids)])
 
+    def document(self, text: str) -> list[int]:
+        """A plain text from its beginning (BOS; without one EOS, which ended the text before) to EOS."""
+        return (self._bos() or self.eos()) + self.tokens.encode_bare(text) + self.eos()
+
     def classification_ids(self, text: str, text_pair: str | None = None) -> list[int]:
         """Ids of a text, or two, to classify or embed, with the tokenizer's own [CLS] and [SEP] (or BOS)."""
         ids = self.tokens.encode_plain(text, text_pair)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-Task = Literal["chat", "classification", "seq2seq"]
+Task = Literal["chat", "classification", "seq2seq", "preference", "pretraining"]
 Method = Literal["full", "lora", "head"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
@@ -69,6 +69,7 @@ class Hyperparameters:
     target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
+    beta: float = _number(0, 2, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,8 @@ FAMILIES_OF_TASK: dict[Task, tuple[Family, ...]] = {
     "chat": ("decoder",),
     "classification": ("encoder", "decoder"),
     "seq2seq": ("seq2seq",),
+    "preference": ("decoder",),
+    "pretraining": ("decoder",),
 }
 
 

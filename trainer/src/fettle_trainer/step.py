@@ -23,7 +23,7 @@ from .tasks import Objective, objective_of
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`loss`: mean over labelled tokens (rows for classification). `grad_norm`: before clipping."""
+    """`loss`: mean over what the objective counts: labelled tokens, or rows. `grad_norm`: before clipping."""
 
     loss: float
     accuracy: float
@@ -50,13 +50,14 @@ class Stepper:
         dtype: torch.dtype = torch.float32,
         smoothing: float = 0.0,
         ranks: Ranks = ALONE,
+        objective: Objective | None = None,
     ) -> None:
         self.loaded = loaded
         self._ranks = ranks
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
-        self.objective = objective_of(task)
+        self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
         self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
@@ -74,18 +75,18 @@ class Stepper:
         each micro-batch with its size, padding and all."""
         self._refresh()
         batches = [self._batch(rows, chosen) for chosen in micro]
-        num_targets = sum(batch.targets_N.numel() for batch in batches)
+        num_losses = sum(self.objective.num_losses(batch) for batch in batches)
         total, correct = 0.0, 0
         for batch, counts in self._ranks.share(batches):
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
-            cast("Any", loss.total * counts / num_targets).backward()
+            cast("Any", loss.total * counts / num_losses).backward()
             total += counts * float(loss.total.detach())
             correct += counts * loss.num_correct
         self._ranks.add_up(self.loaded.trainable().values())
         total, correct = self._ranks.totals(total, correct)
         num_tokens = sum(batch.num_tokens for batch in batches)
-        return total / num_targets, correct / num_targets, num_tokens
+        return total / num_losses, correct / num_losses, num_tokens
 
     def _refresh(self) -> None:
         """Weights change between calls alone."""
@@ -141,6 +142,23 @@ class Stepper:
             return f"this head reads more than one token ({type(error).__name__})"
         alike = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
         return "" if alike else "this head reads more than one token"
+
+    @torch.no_grad()
+    def references(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Tensor:
+        """R x K in fp32, what the objective keeps of the model's answers to each row. `begin` as above."""
+        self._refresh()
+        self._model.eval()
+        kept, order = list[Tensor](), list[int]()
+        try:
+            for chosen in evaluation_batches(rows, rows_per_batch):
+                batch = self._batch(rows, chosen)
+                begin(_size(batch))
+                batch = batch.to(self.device)
+                kept.append(self.objective.reference(self.logits(batch).float(), batch).float().cpu())
+                order += chosen
+        finally:
+            self.loaded.set_training()
+        return torch.cat(kept)[torch.tensor(order).argsort()]
 
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
         if self._head is not None and torch.is_grad_enabled():
@@ -231,7 +249,7 @@ class Stepper:
                 loss = self.objective.loss(logits, batch, 0.0)
                 total += float(loss.total)
                 correct += loss.num_correct
-                count += batch.targets_N.numel()
+                count += self.objective.num_losses(batch)
                 scores.add(logits, batch)
         finally:
             self.loaded.set_training()

@@ -28,14 +28,11 @@ from .identity import Identity, differences, fingerprint_of, identity_of
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
+from .reference import remembered
+from .run_rows import load_rows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    train: TokenRows
-    validation: TokenRows
+from .tasks import objective_of
 
 
 _Result = TypeVar("_Result")
@@ -47,6 +44,7 @@ class Training:
 
     def __init__(self, spec: TrainSpec, news: News, verify: Verifier) -> None:
         self._spec = spec
+        self._news = news
         self._log, self._heartbeat, self._check = news.log, news.heartbeat, news.check
         self._verify = verify
         self._output = Path(spec.output_dir)
@@ -74,7 +72,7 @@ class Training:
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
         tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
-        self._rows, dataset = self._load_rows()
+        self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         tell_rows(
             self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
@@ -114,7 +112,9 @@ class Training:
         self._trainable = self._loaded.trainable()
         self._ranks = ALONE
         self._restore_weights(weights)
-        self._stepper = Stepper(self._loaded, self._spec.task, dtype=self._compute.dtype)
+        self._stepper = Stepper(
+            self._loaded, self._spec.task, dtype=self._compute.dtype, objective=objective_of(self._spec.task).tuned(self._spec.hyperparameters),
+        )
 
     # ------------------------------------------------------------ start
 
@@ -133,13 +133,7 @@ class Training:
             )
         return checkpoint
 
-    def _load_rows(self) -> tuple[_Rows, Dataset]:
-        spec, loaded = self._spec, self._loaded
-        tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
-        cache = self._output / "cache"
-        tokenizer = tokenizer_sha256(Path(spec.base_model.path))
-
-        def read(path: str) -> Dataset:
+    def read(path: str) -> Dataset:
             self._heartbeat.mark("reading")
             dataset = load_dataset(
                 Path(path),
@@ -182,6 +176,7 @@ class Training:
             dtype=self._compute.dtype,
             smoothing=hyper.label_smoothing_factor,
             ranks=self._ranks,
+            objective=objective_of(self._spec.task).tuned(hyper),
         )
         self._progress = Progress(
             fingerprint=fingerprint_of(identity),
@@ -198,6 +193,7 @@ class Training:
             best_loss=None,
             evaluations_without_gain=0,
         )
+        self._refer()
         self._ranks.seed(self._spec.seed)
         if resumed is not None:
             self._restore_weights(resumed.weights)
@@ -213,6 +209,25 @@ class Training:
         self._remember()
         self._windows_epoch, self._windows = -1, list[list[int]]()
         self._began = self._saved_at = time.monotonic()
+
+    def _refer(self) -> None:
+        """While the weights are still those the run began with, also in a later attempt."""
+        if not self._stepper.objective.needs_reference:
+            return
+        key = f"{self._progress.fingerprint} {self._progress.dtype}"
+        rows = {"train": self._rows.train, "validation": self._rows.validation}
+        for name, some in rows.items():
+            if len(some):
+                path = self._output / "cache" / f"reference-{name}.safetensors"
+                answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
+                rows[name] = replace(some, reference=answers)
+        self._rows = _Rows(**rows)
+        self._log.log(
+            "info", "The starting model has answered every row: what is learnt is measured against it."
+        )
+
+    def _references(self, rows: TokenRows) -> torch.Tensor:
+        return self._fitting(lambda size: self._stepper.references(rows, size, self._begin("evaluating")))
 
     def _remember(self) -> None:
         """A run of the head alone needs the base once."""

@@ -141,7 +141,8 @@ function estimateFor(
   { values }: Resolved,
 ): Decided<Estimate> {
   const { base } = model;
-  const length = Math.min(values.max_length, Math.max(16, facts.longestRow));
+  const longest = task === "pretraining" ? values.max_length : Math.max(16, facts.longestRow);
+  const length = Math.min(values.max_length, longest);
   const load = {
     ...loadOf({ model: base, method, task, length, loraR: values.lora_r }),
     batchSize: values.per_device_train_batch_size,

@@ -5,7 +5,7 @@ import { AppError } from "../domain/error.js";
 import type { AppDeps } from "./deps.js";
 import { createRun, withoutUndefined } from "./jobs.js";
 
-/** Creates the run an OpenAI client asked for. `dpo` and `reinforcement` are refused before anything is looked up. */
+/** Creates the run an OpenAI client asked for. `reinforcement` is refused before anything is looked up. */
 export async function createJob(
   deps: Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">,
   input: { projectId: string; request: CreateJob },
@@ -13,7 +13,7 @@ export async function createJob(
   const { request } = input;
   refuseUnbuiltMethods(request);
   const { task, method, warnings } = taskAndMethod(request);
-  const supervised = request.method?.supervised;
+  const { place, given } = methodOf(request);
   return createRun(deps, {
     projectId: input.projectId,
     model: request.model,
@@ -25,37 +25,41 @@ export async function createJob(
       suffix: request.suffix ?? null,
       task,
       method,
-      hyperparameters: { ...ownNames(request.hyperparameters ?? {}), ...ownNames(supervised?.hyperparameters ?? {}) },
+      hyperparameters: { ...ownNames(request.hyperparameters ?? {}), ...ownNames(given) },
       integrations: request.integrations ?? null,
     },
     warnings: [...warnings, ...unknownFields(request), ...unusedIntegrations(request)],
     pathOf: (name) =>
-      Object.hasOwn(supervised?.hyperparameters ?? {}, name)
-        ? `method.supervised.hyperparameters.${name}`
-        : `hyperparameters.${name}`,
+      Object.hasOwn(given, name) ? `method.${place}.hyperparameters.${name}` : `hyperparameters.${name}`,
   });
 }
 
+function methodOf({ method }: CreateJob): { place: "supervised" | "dpo"; given: JobHyperparameters } {
+  const place = method?.type === "dpo" ? "dpo" : "supervised";
+  return { place, given: method?.[place]?.hyperparameters ?? {} };
+}
+
 function refuseUnbuiltMethods({ method }: CreateJob): void {
-  if (method?.type === "dpo" || method?.type === "reinforcement") {
+  if (method?.type === "reinforcement") {
     throw new AppError(
       "unsupported_method",
-      `method.type is "${method.type}": only "supervised" is built. Use method.type "supervised".`,
+      `method.type is "${method.type}": only "supervised" and "dpo" are built. Use method.type "supervised", or "dpo" with preferences.`,
       { param: "method.type" },
     );
   }
-  const strays = Object.keys(method ?? {}).filter((key) => key !== "type" && key !== "supervised");
+  const type = method?.type ?? "supervised";
+  const strays = Object.keys(method ?? {}).filter((key) => key !== "type" && key !== type);
   const [stray] = strays;
   if (stray !== undefined) {
     throw new AppError(
       "unknown_field",
-      `method.${stray} does not belong to the method "supervised": expected only \`type\` and \`supervised\`. Leave it out.`,
+      `method.${stray} does not belong to the method "${type}": expected only \`type\` and \`${type}\`. Leave it out.`,
       { param: `method.${stray}` },
     );
   }
 }
 
-/** From `method.supervised`, else from `metadata`, for clients that can send nothing but OpenAI's fields. */
+/** From `method`, else from `metadata`, for clients that can send nothing but OpenAI's fields. */
 function taskAndMethod(request: CreateJob): Pick<RunRequest, "task" | "method"> & { warnings: string[] } {
   const supervised = request.method?.supervised;
   const warnings: string[] = [];
@@ -68,6 +72,8 @@ function taskAndMethod(request: CreateJob): Pick<RunRequest, "task" | "method"> 
   };
   const task = fromMetadata("task", taskSchema.options);
   const method = fromMetadata("method", methodSchema.options);
+  if (request.method?.type === "dpo")
+    return { task: "preference", method: request.method.dpo?.method ?? method, warnings };
   return { task: supervised?.task ?? task, method: supervised?.method ?? method, warnings };
 }
 

@@ -21,31 +21,38 @@ export class RowNotes {
 /** Null when the row has a fault. */
 export function readChatRow(value: Record<string, unknown>, notes: RowNotes): Omit<ChatRow, "line" | "group"> | null {
   const messages = own(value, "messages");
+  const read = readMessages(messages, "messages", notes);
+  if (!Array.isArray(messages) || read === null) return null;
+  checkAnswers(messages, notes);
+  checkToolAnswers(messages, notes);
+  const tools = checkTools(value, notes);
+  if (notes.faults.length > 0) return null;
+  return { messages: read, ...(tools === null ? {} : { tools }) };
+}
+
+/** Each message by itself; null when it is no list, or an empty one. Messages with a fault are left out. */
+export function readMessages(messages: unknown, path: string, notes: RowNotes): ChatMessage[] | null {
   if (!Array.isArray(messages)) {
     notes.fault({
-      path: "messages",
+      path,
       rule: "messages_not_list",
-      message: `messages is ${typeName(messages)}: expected a list of messages.`,
+      message: `${path} is ${typeName(messages)}: expected a list of messages.`,
       fix: 'Write "messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].',
     });
     return null;
   }
   if (messages.length === 0) {
     notes.fault({
-      path: "messages",
+      path,
       rule: "messages_empty",
-      message: "messages is an empty list: expected at least one message.",
+      message: `${path} is an empty list: expected at least one message.`,
       fix: "Add the turns, or remove the row.",
     });
     return null;
   }
-  const read = messages.map((message: unknown, index) => readMessage(message, `messages[${index}]`, notes));
-  checkAnswers(messages, notes);
-  checkToolAnswers(messages, notes);
-  const tools = checkTools(value, notes);
-  if (notes.faults.length > 0) return null;
-  const whole = read.filter((message) => message !== null);
-  return { messages: whole, ...(tools === null ? {} : { tools }) };
+  return messages
+    .map((message: unknown, index) => readMessage(message, `${path}[${index}]`, notes))
+    .filter((message) => message !== null);
 }
 
 function readMessage(message: unknown, path: string, notes: RowNotes): ChatMessage | null {

@@ -12,6 +12,8 @@ interface Way {
 /** Everything that works. The first method of a way is its default for a model that is not small. */
 const ways: readonly Way[] = [
   { family: "decoder", task: "chat", rows: ["chat", "pair"], methods: ["lora", "full"] },
+  { family: "decoder", task: "preference", rows: ["preference"], methods: ["lora", "full"] },
+  { family: "decoder", task: "pretraining", rows: ["text"], methods: ["lora", "full"] },
   { family: "decoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "encoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "seq2seq", task: "seq2seq", rows: ["pair"], methods: ["lora", "full"] },
@@ -26,6 +28,8 @@ const rowWords: Record<RowKind, string> = {
   chat: "chat rows (messages)",
   pair: "pairs (prompt and completion)",
   classification: "classification rows (text and label)",
+  preference: "preference rows (two answers to one conversation)",
+  text: "plain texts (text alone)",
 };
 
 export interface Wanted {

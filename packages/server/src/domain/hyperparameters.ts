@@ -59,7 +59,10 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       : { value: 0, reason: "few weights are trained" },
   max_grad_norm: () => ({ value: 1, reason: "usual" }),
   label_smoothing_factor: () => ({ value: 0, reason: "off unless asked for" }),
-  dropout: () => ({ value: null, reason: "the model's own" }),
+  dropout: ({ task }) =>
+    task === "preference"
+      ? { value: 0, reason: "the model is measured against itself before the run, which dropout would blur" }
+      : { value: null, reason: "the model's own" },
   lora_r: ({ method }) => ({
     value: 16,
     reason: method === "lora" ? "enough for most tasks" : notUsed,
@@ -68,9 +71,9 @@ const rules: Record<keyof Hyperparameters, Rule> = {
     value: Math.min(2 * lora_r, 2048),
     reason: method === "lora" ? "twice lora_r" : notUsed,
   }),
-  lora_dropout: ({ method, numRows }) => ({
-    value: method === "lora" && numRows < 2000 ? 0.05 : 0,
-    reason: method === "lora" ? `${numRows} rows` : notUsed,
+  lora_dropout: ({ task, method, numRows }) => ({
+    value: method === "lora" && numRows < 2000 && task !== "preference" ? 0.05 : 0,
+    reason: method !== "lora" ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
@@ -81,6 +84,10 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       ? { value: 3, reason: "stops after 3 evaluations without gain" }
       : { value: 0, reason: "off: no row is held out to judge by" },
   eval_steps: () => ({ value: 0, reason: "once an epoch" }),
+  beta: ({ task }) => ({
+    value: 0.1,
+    reason: task === "preference" ? "usual; higher stays nearer to the starting model" : notUsed,
+  }),
 };
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
@@ -131,6 +138,7 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   lora_r: "Typical: 8 to 64.",
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
+  beta: "Typical: 0.1 to 0.5.",
 };
 
 /** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
@@ -176,6 +184,14 @@ const bounds: Record<keyof Hyperparameters, string> = {
   target_modules: '"all-linear" or a list of 1 to 64 module names',
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
+  beta: "a number above 0, at most 2",
+};
+
+/** Usual epochs, rows to be seen at least, epochs at most. */
+const epochsByTask: Partial<Record<Task, [number, number, number]>> = {
+  classification: [3, 600, 10],
+  preference: [2, 100, 10],
+  pretraining: [1, 100, 10],
 };
 
 /**
@@ -183,8 +199,7 @@ const bounds: Record<keyof Hyperparameters, string> = {
  * 25,000 rows seen. A new output layer starts from nothing, so heads and classifiers see rows more often.
  */
 function epochsRule({ task, method, numRows }: Situation): { value: number; reason: string } {
-  const [usual, least, most] =
-    method === "head" ? [10, 4000, 25] : task === "classification" ? [3, 600, 10] : [3, 100, 25];
+  const [usual, least, most] = method === "head" ? [10, 4000, 25] : (epochsByTask[task] ?? [3, 100, 25]);
   const rows = Math.max(1, numRows);
   if (usual * rows < least) {
     const value = Math.min(most, Math.max(usual, Math.floor(least / rows)));
@@ -205,8 +220,13 @@ function epochsRule({ task, method, numRows }: Situation): { value: number; reas
 
 const lengthCaps: Record<Family, number> = { decoder: 4096, encoder: 512, seq2seq: 1024 };
 
-function maxLengthRule({ family, contextLength, longestRow }: Situation): { value: number; reason: string } {
+function maxLengthRule({ family, task, contextLength, longestRow }: Situation): { value: number; reason: string } {
   const cap = Math.min(contextLength, lengthCaps[family]);
+  if (task === "pretraining")
+    return {
+      value: Math.min(cap, 1024),
+      reason: "short texts are put together up to this many tokens, longer ones cut into windows of them",
+    };
   // A third more than estimated: tokenizers differ, and room that is not needed costs nothing.
   const needed = Math.max(128, Math.ceil((longestRow * 1.33) / 64) * 64);
   if (needed <= cap) return { value: needed, reason: `the longest row has about ${longestRow} tokens` };
@@ -228,7 +248,8 @@ function batchRule(
   { max_length = 512 }: Partial<Hyperparameters>,
 ): { value: number; reason: string } {
   const wanted = rowsPerStep(situation);
-  const fit = situation.rowsThatFit(Math.min(max_length, Math.max(128, situation.longestRow)));
+  const longest = situation.task === "pretraining" ? max_length : Math.max(128, situation.longestRow);
+  const fit = situation.rowsThatFit(Math.min(max_length, longest));
   if (fit >= wanted) return { value: wanted, reason: `${situation.numRows} rows; a step of ${wanted} fits in memory` };
   const value = 2 ** Math.floor(Math.log2(Math.max(1, fit)));
   return { value, reason: `${value} ${value === 1 ? "row fits" : "rows fit"} in memory at once` };
@@ -243,7 +264,7 @@ function accumulationRule(
   return { value, reason: value === 1 ? "not needed" : `makes steps of ${value * per_device_train_batch_size} rows` };
 }
 
-function learningRateRule({ family, method, numParameters }: Situation): { value: number; reason: string } {
+function learningRateRule({ family, task, method, numParameters }: Situation): { value: number; reason: string } {
   const small = numParameters < 500e6;
   const size = small ? "below" : "from";
   const of = (value: number): { value: number; reason: string } => ({
@@ -251,6 +272,11 @@ function learningRateRule({ family, method, numParameters }: Situation): { value
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (task === "preference")
+    return {
+      value: method === "lora" ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
+      reason: `usual for preferences: a fifth of what answers are learnt with, or less`,
+    };
   if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
   if (method === "lora") return of(small ? 5e-4 : 2e-4);
   return of(small ? 5e-5 : 2e-5);

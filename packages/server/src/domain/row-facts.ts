@@ -14,7 +14,7 @@ export function splitKey(row: CanonicalRow): number {
 }
 
 function question(row: CanonicalRow): string {
-  if ("text" in row) return `${row.text}\u0000${row.text_pair ?? ""}`;
+  if ("text" in row) return `${row.text}\u0000${"text_pair" in row ? row.text_pair : ""}`;
   if ("prompt" in row) return row.prompt;
   const asked = row.messages.filter((message) => message.role === "user").map((message) => message.content ?? "");
   return asked.join("\u0000");
@@ -22,11 +22,17 @@ function question(row: CanonicalRow): string {
 
 /** About how many tokens the row has, before any tokenizer has seen it. */
 export function approximateTokens(row: CanonicalRow): number {
-  if ("text" in row) return tokensOf(row.text) + tokensOf(row.text_pair ?? "") + 3;
+  if ("text" in row) return tokensOf(row.text) + ("text_pair" in row ? tokensOf(row.text_pair ?? "") : 0) + 3;
   if ("prompt" in row) return tokensOf(row.prompt) + tokensOf(row.completion) + 3;
   const tools = row.tools === undefined ? 0 : tokensOf(JSON.stringify(row.tools));
-  return row.messages.reduce((sum, message) => sum + messageTokens(message), tools + 3);
+  const asked = tools + 3 + messagesTokens(row.messages);
+  if (!("preferred" in row)) return asked;
+  // The conversation is read with each of both answers.
+  return 2 * asked + messagesTokens(row.preferred) + messagesTokens(row.non_preferred);
 }
+
+const messagesTokens = (messages: readonly ChatMessage[]): number =>
+  messages.reduce((sum, message) => sum + messageTokens(message), 0);
 
 const messageTokens = (message: ChatMessage): number =>
   tokensOf(message.content ?? "") +

@@ -16,8 +16,23 @@ const shapes: readonly {
   kind: RowKind;
   needs: Readonly<Record<string, readonly string[]>>;
   may?: Readonly<Record<string, readonly string[]>>;
+  /** No other key but `provenance`: a text with a misspelt label is not a plain text. */
+  alone?: boolean;
 }[] = [
   { kind: "chat", needs: { messages: ["messages"] } },
+  {
+    kind: "preference",
+    needs: {
+      input: ["input"],
+      preferred: ["preferred_output", "preferred_completion"],
+      non_preferred: ["non_preferred_output", "non_preferred_completion"],
+    },
+  },
+  {
+    kind: "preference",
+    needs: { prompt: ["prompt"], preferred: ["chosen"], non_preferred: ["rejected"] },
+    may: { tools: ["tools"] },
+  },
   { kind: "pair", needs: { prompt: ["prompt"], completion: ["completion", "response"] } },
   { kind: "pair", needs: { prompt: ["source"], completion: ["target"] } },
   { kind: "pair", needs: { prompt: ["question"], completion: ["answer"] } },
@@ -32,14 +47,18 @@ const shapes: readonly {
   },
   { kind: "classification", needs: { text: textNames, label: labelNames }, may: { text_pair: ["text_pair"] } },
   { kind: "pair", needs: { prompt: ["input"], completion: ["output"] } },
+  { kind: "text", needs: { text: ["text"] }, alone: true },
 ];
+
+/** What stands beside a plain text and says where it is from. */
+const provenance = ["id", "source", "url", "title", "meta", "metadata", "lang", "language", "date", "timestamp"];
 
 /** Null when the keys fit no shape. */
 export function shapeOf(keys: readonly string[]): RowShape | null {
   const actual = new Map(keys.map((key) => [key.trim().toLowerCase(), key]));
   const find = (names: readonly string[]): string | undefined =>
     names.map((name) => actual.get(name)).find((key) => key !== undefined);
-  for (const { kind, needs, may } of shapes) {
+  for (const { kind, needs, may, alone } of shapes) {
     const needed = Object.entries(needs).map(([ours, names]) => [ours, find(names)] as const);
     if (needed.some(([, key]) => key === undefined)) continue;
     const optional = Object.entries({ ...may, group: ["group", "group_id"] }).map(
@@ -48,6 +67,9 @@ export function shapeOf(keys: readonly string[]): RowShape | null {
     const columns = [...needed, ...optional].filter(
       (entry): entry is readonly [string, string] => entry[1] !== undefined,
     );
+    const used = columns.map(([, key]) => key);
+    if (alone === true && keys.some((key) => !used.includes(key) && !provenance.includes(key.trim().toLowerCase())))
+      continue;
     return { kind, columns: Object.fromEntries(columns) };
   }
   return null;
@@ -62,19 +84,19 @@ export const describeShape = ({ columns }: RowShape): string =>
 export const expectedShapes = '"messages", or "prompt" and "completion", or "text" and "label"';
 
 const preferenceNames = [
-  "preferred_output",
-  "non_preferred_output",
-  "preferred_completion",
-  "non_preferred_completion",
-  "chosen",
-  "rejected",
-];
+  ["preferred_output", "non_preferred_output"],
+  ["preferred_completion", "non_preferred_completion"],
+  ["chosen", "rejected"],
+] as const;
 
-/** What to do about keys that fit no shape: the nearest name, or why such data cannot be used yet. */
+/** What to do about keys that fit no shape: what is missing, or the nearest name. */
 export function shapeAdvice(keys: readonly string[]): string {
-  const preference = keys.find((key) => preferenceNames.includes(key));
-  if (preference !== undefined)
-    return `"${preference}" belongs to preference tuning (dpo), which is not built: give "messages" whose last turn is the preferred answer.`;
+  const preference = preferenceNames.find((names) => names.some((name) => keys.includes(name)));
+  if (preference !== undefined) {
+    const asked = preference[0] === "chosen" ? "prompt" : "input";
+    const missing = [asked, ...preference].filter((name) => !keys.includes(name));
+    return `A row of preferences has "${asked}", "${preference[0]}" and "${preference[1]}": add ${missing.map((name) => `"${name}"`).join(" and ")}.`;
+  }
   if (keys.includes("conversations"))
     return 'Rename "conversations" to "messages", "from" to "role" (human is "user", gpt is "assistant") and "value" to "content".';
   const known = [...new Set(shapes.flatMap(({ needs }) => Object.values(needs).flat()))];

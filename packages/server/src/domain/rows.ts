@@ -3,6 +3,7 @@ import type { CanonicalRow, Fault, RowKind } from "@fettle/contract";
 import { readChatRow, RowNotes } from "./chat-row.js";
 import { isRecord, own, quoted, typeName } from "./fault.js";
 import { nearestName } from "./nearest.js";
+import { readPreferenceRow } from "./preference-row.js";
 import { expectedShapes, type RowShape, shapeAdvice, shapeOf } from "./row-shape.js";
 
 export interface RowOutcome {
@@ -60,6 +61,8 @@ const needed: Record<RowKind, readonly string[]> = {
   chat: ["messages"],
   pair: ["prompt", "completion"],
   classification: ["text", "label"],
+  preference: ["input", "preferred_output", "non_preferred_output"],
+  text: ["text"],
 };
 
 function explainShape(
@@ -111,6 +114,14 @@ const readers: Record<RowKind, Read> = {
   chat(value, shape, notes) {
     const row = readChatRow(value, notes);
     return row === null ? null : { line: notes.line, ...row, ...groupOf(value, shape, notes) };
+  },
+  preference(value, shape, notes) {
+    const row = readPreferenceRow(value, shape, notes);
+    return row === null ? null : { line: notes.line, ...row, ...groupOf(value, shape, notes) };
+  },
+  text(value, shape, notes) {
+    const text = readText(value, { shape, name: "text", notes });
+    return text === null ? null : { line: notes.line, text, ...groupOf(value, shape, notes) };
   },
   pair(value, shape, notes) {
     const instruction = readText(value, { shape, name: "prompt", notes });

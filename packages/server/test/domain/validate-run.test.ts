@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { describe, expect, it } from "vitest";
 import { readHeldOut } from "../../src/app/held-out.js";
 import { buildTrainSpec } from "../../src/app/train-spec.js";
-import { chatRow, classRow, type Setting, world } from "./validate-world.js";
+import { chatRow, classRow, preferenceRow, type Setting, world } from "./validate-world.js";
 
 const oneGroup = Array.from({ length: 20 }, (_, index) => ({ ...chatRow(index + 1), group: "one" }));
 
@@ -52,6 +52,39 @@ describe("validateRun", () => {
       const { data } = await buildTrainSpec(deps, { ...run(), attempt }, { numThreads: 1, checkpointSeconds: 60 });
       expect(data.validation_path).toBe(expected === null ? null : deps.blobs.localPath(expected));
     }
+  });
+
+  it("chooses for preferences what keeps the reference sharp, and says why", async () => {
+    const rows = Array.from({ length: 100 }, (_, index) => preferenceRow(index + 1));
+    const { validate, run, events } = await world({ rows, kind: "preference" });
+    expect(await validate()).toBe("queued");
+    expect(run()).toMatchObject({
+      task: "preference",
+      method: "lora",
+      hyperparameters: { beta: 0.1, dropout: 0, lora_dropout: 0, num_train_epochs: 2, learning_rate: 1e-4 },
+    });
+    expect(events.map((event) => event.message)).toContain(
+      "beta chosen: 0.1 (usual; higher stays nearer to the starting model).",
+    );
+  });
+
+  it("refuses the task preference for chat rows with what works", async () => {
+    const asked = { task: "preference" as const, method: null, suffix: null, hyperparameters: {}, integrations: null };
+    const { validate, run } = await world({ run: { request: asked } });
+    expect(await validate()).toBe("failed");
+    expect(run().error).toMatchObject({
+      code: "incompatible_method",
+      param: "task",
+      message:
+        'The task "preference" cannot be done by smol (a decoder) with chat rows (messages). Use the task "chat", or leave it out.',
+    });
+  });
+
+  it("chooses rows of one length for plain texts", async () => {
+    const rows = Array.from({ length: 100 }, (_, index) => ({ line: index + 1, text: "word ".repeat(50) }));
+    const { validate, run } = await world({ rows, kind: "text" });
+    expect(await validate()).toBe("queued");
+    expect(run()).toMatchObject({ task: "pretraining", method: "lora", hyperparameters: { max_length: 1024 } });
   });
 
   it("waits for a file that is still being read", async () => {

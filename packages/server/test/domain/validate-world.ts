@@ -50,6 +50,13 @@ export const classRow = (line: number): CanonicalRow => ({
   label: line % 2 === 0 ? "ham" : "spam",
 });
 
+export const preferenceRow = (line: number): CanonicalRow => ({
+  line,
+  messages: [{ role: "user", content: `question ${line}` }],
+  preferred: [{ role: "assistant", content: "answer" }],
+  non_preferred: [{ role: "assistant", content: "no" }],
+});
+
 export interface Setting {
   rows?: CanonicalRow[];
   kind?: DataReport["kind"];

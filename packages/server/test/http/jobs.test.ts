@@ -64,7 +64,7 @@ test("metadata can set task and method for clients that can send nothing else", 
   const note = await create({ metadata: { task: "ticket-17" } });
   const events = await world.send("GET", `${jobs}/${note.json.id}/events`);
   expect(events.json.data.map((event: Json) => event.message)).toContain(
-    'metadata.task is "ticket-17": not one of chat, classification, seq2seq, so it was kept as a note only.',
+    'metadata.task is "ticket-17": not one of chat, classification, seq2seq, preference, pretraining, so it was kept as a note only.',
   );
 });
 
@@ -148,15 +148,29 @@ const refusals: [name: string, body: object, error: object][] = [
     },
   ],
   [
-    "method dpo",
-    { method: { type: "dpo", dpo: { hyperparameters: { beta: 0.1 } } } },
+    "a beta past 2",
+    { method: { type: "dpo", dpo: { hyperparameters: { beta: 2.1 } } } },
+    { code: "value_out_of_range", param: "method.dpo.hyperparameters.beta" },
+  ],
+  [
+    "dpo with what is another method's",
+    { method: { type: "dpo", supervised: {} } },
+    {
+      code: "unknown_field",
+      param: "method.supervised",
+      message: 'method.supervised does not belong to the method "dpo": expected only `type` and `dpo`. Leave it out.',
+    },
+  ],
+  [
+    "method reinforcement",
+    { method: { type: "reinforcement", reinforcement: {} } },
     {
       code: "unsupported_method",
       param: "method.type",
-      message: 'method.type is "dpo": only "supervised" is built. Use method.type "supervised".',
+      message:
+        'method.type is "reinforcement": only "supervised" and "dpo" are built. Use method.type "supervised", or "dpo" with preferences.',
     },
   ],
-  ["method reinforcement", { method: { type: "reinforcement", reinforcement: {} } }, { code: "unsupported_method" }],
   ["a seed past 2^31", { seed: 2147483648 }, { code: "value_out_of_range", param: "seed" }],
   [
     "17 metadata pairs",

@@ -228,8 +228,8 @@ describe("other rows", () => {
       `Line 1: The row has the keys "conversations": expected ${shapes}. Rename "conversations" to "messages", "from" to "role" (human is "user", gpt is "assistant") and "value" to "content".`,
     ],
     [
-      '{"prompt":"a","chosen":"b","rejected":"c"}',
-      `Line 1: The row has the keys "prompt", "chosen", "rejected": expected ${shapes}. "chosen" belongs to preference tuning (dpo), which is not built: give "messages" whose last turn is the preferred answer.`,
+      '{"prompt":"a","chosen":"b"}',
+      `Line 1: The row has the keys "prompt", "chosen": expected ${shapes}. A row of preferences has "prompt", "chosen" and "rejected": add "rejected".`,
     ],
     ["{}", `Line 1: The row has no keys: expected ${shapes}. Rename the keys, or add the missing one.`],
   ])("fault %#", async (line, told) => {

@@ -37,15 +37,19 @@ class Chat(Objective):
         return [_fitted(sequence, reader.max_length) for sequence in sequences]
 
     def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
-        # Token j is predicted at j - 1; the last token predicts nothing and is not fed.
-        places = aux[1:].nonzero()[:, 0]
-        return [Feed(ids[:-1], places, ids[1:][places])]
+        return [answer_feed(ids, aux)]
 
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         return int(aux.sum())
 
     def scores(self) -> Scores:
         return Perplexity()
+
+
+def answer_feed(ids: Tensor, learn: Tensor) -> Feed:
+    """Token j is predicted at j - 1; the last token predicts nothing and is not fed."""
+    places = learn[1:].nonzero()[:, 0]
+    return Feed(ids[:-1], places, ids[1:][places])
 
 
 def _fitted(sequence: TrainingSequence, max_length: int) -> TokenRow:

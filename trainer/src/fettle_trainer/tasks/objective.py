@@ -8,7 +8,7 @@ Legend: N positions or rows with a target, V classes or vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -56,6 +56,13 @@ class RowReader(Protocol):
     def labels(self) -> tuple[str, ...] | None: ...
 
 
+class Settings(Protocol):
+    """What a run may set of a task."""
+
+    @property
+    def beta(self) -> float: ...
+
+
 class Scores(ABC):
     """Takes the answers of an evaluation batch by batch. Keeps no logits."""
 
@@ -68,12 +75,18 @@ class Scores(ABC):
 
 class Objective(ABC):
     """`auto_class`: the class of transformers that has the output. `peft_task`: PEFT's name of the task.
-    `has_head`: the output is new for this task, trained and saved with an adapter."""
+    `has_head`: the output is new for this task, trained and saved with an adapter. `needs_reference`: the
+    loss looks at what the starting model said of each row (`reference`)."""
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
     reads: ClassVar[Reads]
     has_head: ClassVar[bool]
+    needs_reference: ClassVar[bool] = False
+
+    def tuned(self, settings: Settings) -> "Objective":
+        """As this run wants it."""
+        return self
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         """What the model's config must say before the model is made: here nothing, as it has its output."""
@@ -83,6 +96,12 @@ class Objective(ABC):
     def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
         """Sequences of one row. Raises PromptError when it cannot be used."""
 
+    def arranged(
+        self, rows: Iterable[tuple[TokenRow, int]], max_length: int
+    ) -> Iterable[tuple[TokenRow, int]]:
+        """All sequences of a file, each with its line, as they shall be trained on."""
+        return rows
+
     @abstractmethod
     def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
         """What the model is fed of one tokenised row; `label` has one element."""
@@ -91,11 +110,19 @@ class Objective(ABC):
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         """Tokens, or rows, that are learnt; `aux` of all rows."""
 
+    def num_losses(self, batch: "Batch") -> int:
+        """What the loss of a batch is a sum of."""
+        return batch.targets_N.numel()
+
+    def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
+        """B x K: what is kept of the starting model's answers to the rows of a batch."""
+        raise NotImplementedError
+
     @abstractmethod
     def scores(self) -> Scores: ...
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
-        """Summed over the targets; the caller divides by those of its window. May destroy the logits."""
+        """Summed; the caller divides by `num_losses` of its window. May destroy the logits."""
         return summed_cross_entropy(logits_NV, batch.targets_N, smoothing)
 
 

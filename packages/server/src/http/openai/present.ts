@@ -76,10 +76,13 @@ export function jobObject(run: Run): JobObject {
     seed: run.seed,
     organization_id: run.projectId,
     hyperparameters: shown,
-    method: {
-      type: "supervised",
-      supervised: { hyperparameters: shown, ...(method !== null && { method }), ...(task !== null && { task }) },
-    },
+    method:
+      task === "preference"
+        ? { type: "dpo", dpo: { hyperparameters: shown, ...(method !== null && { method }) } }
+        : {
+            type: "supervised",
+            supervised: { hyperparameters: shown, ...(method !== null && { method }), ...(task !== null && { task }) },
+          },
     integrations: run.request.integrations as JobObject["integrations"],
     estimated_finish: toSecondsOrNull(run.etaAt),
     metadata: run.metadata,
