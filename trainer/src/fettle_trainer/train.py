@@ -7,7 +7,7 @@ resume? ── load ── rows ──┬─ step ── event ─┬─ evaluat
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,7 +18,7 @@ from . import artefact
 from .announcements import tell_model, tell_rows, tell_step
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import epoch_windows, micro_batches
-from .data import Dataset, Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
@@ -29,11 +29,10 @@ from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
 from .reference import remembered
-from .run_rows import load_rows
+from .run_rows import RunRows, load_rows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
-
 
 _Result = TypeVar("_Result")
 Verifier = Callable[[Path, Path, Path], float]
@@ -112,9 +111,7 @@ class Training:
         self._trainable = self._loaded.trainable()
         self._ranks = ALONE
         self._restore_weights(weights)
-        self._stepper = Stepper(
-            self._loaded, self._spec.task, dtype=self._compute.dtype, objective=objective_of(self._spec.task).tuned(self._spec.hyperparameters),
-        )
+        self._stepper = self._make_stepper()
 
     # ------------------------------------------------------------ start
 
@@ -133,51 +130,13 @@ class Training:
             )
         return checkpoint
 
-    def read(path: str) -> Dataset:
-            self._heartbeat.mark("reading")
-            dataset = load_dataset(
-                Path(path),
-                tokeniser,
-                cache=cache,
-                tokenizer_sha256=tokenizer,
-                before_row=lambda: self._heartbeat.mark("tokenising", 1),
-            )
-            self._heartbeat.mark("reading")
-            return dataset
-
-        dataset = read(spec.data.train_path)
-        if len(dataset.rows) == 0:
-            reason = dataset.refused[0].message if dataset.refused else "the file is empty."
-            raise TrainFailure(
-                "invalid_training_file",
-                f"None of {dataset.num_refused} rows can be used for training. The first: {reason}",
-                "Mend the rows; each refusal is listed with its line.",
-            )
-        if spec.data.validation_path is None:
-            return _Rows(dataset.rows, dataset.rows.select([])), dataset
-        other = read(spec.data.validation_path)
-        if other.num_refused:
-            first = other.refused[0]
-            self._log.log(
-                "warn",
-                f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
-            )
-        return _Rows(dataset.rows, other.rows), dataset
-
     def _prepare(self, identity: Identity, resumed: Checkpoint | None) -> None:
         hyper = self._spec.hyperparameters
         self._ranks.shard(self._loaded.model, self._loaded.head_modules)
         self._trainable = self._loaded.trainable()
         self._optimiser = make_optimiser(self._trainable, hyper)
         self._schedule = make_schedule(hyper, self._plan.total_steps)
-        self._stepper = Stepper(
-            self._loaded,
-            self._spec.task,
-            dtype=self._compute.dtype,
-            smoothing=hyper.label_smoothing_factor,
-            ranks=self._ranks,
-            objective=objective_of(self._spec.task).tuned(hyper),
-        )
+        self._stepper = self._make_stepper()
         self._progress = Progress(
             fingerprint=fingerprint_of(identity),
             identity=identity,
@@ -210,6 +169,17 @@ class Training:
         self._windows_epoch, self._windows = -1, list[list[int]]()
         self._began = self._saved_at = time.monotonic()
 
+    def _make_stepper(self) -> Stepper:
+        hyper = self._spec.hyperparameters
+        return Stepper(
+            self._loaded,
+            self._spec.task,
+            dtype=self._compute.dtype,
+            smoothing=hyper.label_smoothing_factor,
+            ranks=self._ranks,
+            objective=objective_of(self._spec.task).tuned(hyper),
+        )
+
     def _refer(self) -> None:
         """While the weights are still those the run began with, also in a later attempt."""
         if not self._stepper.objective.needs_reference:
@@ -221,7 +191,7 @@ class Training:
                 path = self._output / "cache" / f"reference-{name}.safetensors"
                 answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
                 rows[name] = replace(some, reference=answers)
-        self._rows = _Rows(**rows)
+        self._rows = RunRows(**rows)
         self._log.log(
             "info", "The starting model has answered every row: what is learnt is measured against it."
         )
