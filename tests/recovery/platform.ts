@@ -147,6 +147,7 @@ export const hyperparameters: Hyperparameters = {
   lora_alpha: 8,
   lora_dropout: 0,
   target_modules: "all-linear",
+  trainable_layers: 1,
   early_stopping_patience: 0,
   eval_steps: 0,
   beta: 0.1,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
@@ -88,11 +88,14 @@ def save(model: PreTrainedModel, folder: Path, kind: str) -> PreTrainedTokenizer
 def write_adapter(base: PreTrainedModel, folder: Path, options: dict[str, object], seed: int) -> None:
     """A PEFT adapter whose B is not zero, so that it changes what the base says."""
     torch.manual_seed(seed)
-    peft = get_peft_model(base, LoraConfig(**options))  # pyright: ignore[reportArgumentType]
+    config = IA3Config if "feedforward_modules" in options else LoraConfig
+    peft = get_peft_model(base, config(**options))  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.4)
+            elif "magnitude" in name or "ia3_l" in name:
+                parameter.mul_(torch.rand(parameter.shape) + 0.5)
     peft.save_pretrained(str(folder))
     peft.unload()
 
@@ -112,6 +115,20 @@ def write_llama(out: Path) -> None:
     for number, rank in enumerate((4, 2, 8)):
         options = {"r": rank, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
         write_adapter(model, out / f"llama-adapter-{number}", options, 100 + number)
+    dora = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+        "use_dora": True,
+    }
+    write_adapter(model, out / "llama-adapter-dora", dora, 110)
+    ia3 = {
+        "target_modules": ["k_proj", "v_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    write_adapter(model, out / "llama-adapter-ia3", ia3, 111)
 
 
 def write_llama_classifier(out: Path) -> None:
@@ -155,6 +172,14 @@ def write_gpt2(out: Path) -> None:
         "fan_in_fan_out": True,
     }
     write_adapter(model, out / "gpt2-adapter", options, 300)
+    write_adapter(model, out / "gpt2-adapter-dora", {**options, "use_dora": True}, 301)
+    ia3 = {
+        "target_modules": ["c_attn", "mlp.c_proj"],
+        "feedforward_modules": ["mlp.c_proj"],
+        "task_type": "CAUSAL_LM",
+        "fan_in_fan_out": True,
+    }
+    write_adapter(model, out / "gpt2-adapter-ia3", ia3, 302)
 
 
 def bert_config(**changes: object) -> BertConfig:

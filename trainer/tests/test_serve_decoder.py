@@ -29,8 +29,8 @@ def adapter(number: int) -> str:
 
 
 def mixed_requests() -> list[dict[str, Any]]:
-    adapters = [None, adapter(0), adapter(1), adapter(2)]
-    return [greedy(prompt, adapter=adapters[n % 4], max_tokens=8 + 5 * n) for n, prompt in enumerate(PROMPTS)]
+    adapters = [None, adapter(0), adapter(1), adapter(2), str(root() / "llama-adapter-ia3")]
+    return [greedy(prompt, adapter=adapters[n % 5], max_tokens=8 + 5 * n) for n, prompt in enumerate(PROMPTS)]
 
 
 def reference_logits(name: str, adapter_path: str | None, ids: list[int]) -> Tensor:
@@ -93,7 +93,11 @@ def grouped(messages: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         ("llama", "llama-adapter-0"),
         ("llama", "llama-adapter-2"),
         ("gpt2", None),
+        ("llama", "llama-adapter-dora"),
         ("gpt2", "gpt2-adapter"),
+        ("gpt2", "gpt2-adapter-dora"),
+        ("llama", "llama-adapter-ia3"),
+        ("gpt2", "gpt2-adapter-ia3"),
     ],
 )
 def test_greedy_equals_plain_transformers_with_the_adapter_merged(name: str, path: str | None) -> None:

@@ -14,15 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .adapters import (
-    adapter_config,
-    adapter_tensors,
-    add_lora,
-    load_adapter,
-    merge_lora,
-    read_adapter,
-    settings_of,
-)
+from . import adapter_kinds
 from .data import TokenRows, file_sha256
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
@@ -47,9 +39,10 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
 def write_model(loaded: Loaded, spec: TrainSpec, final: Path) -> Path:
     """Writes the folder `final`, whole or not at all. Raises OSError, TensorFileError (disk full)."""
     with written_whole(final) as partial:
-        if loaded.lora is not None:
-            write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
-            config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
+        if loaded.adapter is not None:
+            model, adapter = loaded.model, loaded.adapter
+            write_tensors(partial / "adapter_model.safetensors", adapter_kinds.tensors_of(model, adapter))
+            config = adapter_kinds.config_of(model, adapter, task=spec.task, base_name=spec.base_model.path)
             write_json(partial / "adapter_config.json", config)
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
@@ -169,10 +162,9 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     settings = None
     if is_adapter:
         check_adapter_folder(artefact)
-        config, tensors = read_adapter(artefact)
-        settings = settings_of(config)
-        add_lora(model, settings, seed=0)
-        load_adapter(model, settings, tensors)
+        settings, tensors = adapter_kinds.read_adapter(artefact)
+        adapter_kinds.attach(model, settings, seed=0)
+        adapter_kinds.load(model, settings, tensors)
     model.eval()
     prompts = load_prompts(folder)
     pad = prompts.raw.pad_token_id
@@ -182,7 +174,7 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
         family=family,
         head_modules=heads,
         packed=False,
-        lora=settings,
+        adapter=settings,
         max_length=int(facts["max_length"]),
         pad_id=0 if pad is None else pad,
         start_id=start_id(model, prompts, pad or 0),
@@ -202,7 +194,8 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
         inputs["decoder_input_ids"] = ids[:, :4]
     with torch.no_grad():
         apart = cast("Tensor", loaded.model(**inputs).logits)
-        merge_lora(loaded.model)
+        if loaded.adapter is not None:
+            adapter_kinds.merge(loaded.model, loaded.adapter)
         together = cast("Tensor", loaded.model(**inputs).logits)
     difference = float((apart - together).abs().max())
     allowed = _TOLERANCE["float32"] * max(1.0, float(apart.abs().max()))

@@ -7,16 +7,19 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
+from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, method_of, read_adapter
+from .adapters import LoraSettings
 from .device import Compute, seed_everything
 from .failure import TrainFailure
+from .freeze import train_heads, train_last_layers
+from .ia3 import Ia3Settings, ia3_settings
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
 from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
-from .spec import Family, Hyperparameters, Task, TrainSpec
+from .spec import Family, Hyperparameters, Method, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
 
@@ -43,15 +46,15 @@ _DROPOUT_KEYS = (
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what
-    stands in for the model's own layers, and in `layers` why, or why not. `lora` None: the model itself is
-    trained. `max_length`: the row bound, lowered to what the model can take."""
+    stands in for the model's own layers, and in `layers` why, or why not. `adapter` None: the model itself
+    is trained. `max_length`: the row bound, lowered to what the model can take."""
 
     model: Any
     prompts: PromptEncoder
     family: Family
     head_modules: tuple[str, ...]
     packed: bool
-    lora: LoraSettings | None
+    adapter: Settings | None
     max_length: int
     pad_id: int
     start_id: int
@@ -71,7 +74,9 @@ class Loaded:
         heads = {
             id(parameter) for name in inside for parameter in self.model.get_submodule(name).parameters()
         }
-        if self.lora is None and not any(p.requires_grad and id(p) not in heads for p in base.parameters()):
+        if self.adapter is None and not any(
+            p.requires_grad and id(p) not in heads for p in base.parameters()
+        ):
             base.eval()
 
 
@@ -82,7 +87,7 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
     seed_everything(spec.seed)
-    frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
+    frozen_dtype = compute.dtype if spec.method in ADAPTER_METHODS else torch.float32
     model, heads = load_model(
         folder,
         spec.task,
@@ -93,12 +98,14 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     _check_family(model, spec.base_model.family)
     prompts = load_prompts(folder)
     pad_id = _pad_id(model, prompts)
-    lora = _prepare(model, spec, heads)
+    adapter = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels, layers = (
-        (None, "its own layers, split over the ranks") if sharded else enable_kernels(model, compute.dtype)
-    )
+    kernels, layers = None, "the fused layers know no IA3, which rescales their inputs"
+    if sharded:
+        layers = "its own layers, split over the ranks"
+    elif not isinstance(adapter, Ia3Settings):
+        kernels, layers = enable_kernels(model, compute.dtype)
     packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
@@ -106,7 +113,7 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
         family=spec.base_model.family,
         head_modules=heads,
         packed=packed,
-        lora=lora,
+        adapter=adapter,
         max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
         pad_id=pad_id,
         start_id=start_id(model, prompts, pad_id),
@@ -186,7 +193,7 @@ def load_prompts(folder: Path) -> PromptEncoder:
     return PromptEncoder(tokenizer)
 
 
-def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> LoraSettings:
+def _lora_settings(hyperparameters: Hyperparameters, method: Method, heads: tuple[str, ...]) -> LoraSettings:
     targets = hyperparameters.target_modules
     return LoraSettings(
         r=hyperparameters.lora_r,
@@ -194,23 +201,23 @@ def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> L
         dropout=hyperparameters.lora_dropout,
         targets=None if targets == "all-linear" else tuple(targets),
         modules_to_save=heads,
+        rslora=method == "rslora",
+        dora=method == "dora",
     )
 
 
-def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSettings | None:
+def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings | None:
     """Freezes and thaws by method."""
     adapter = spec.base_model.adapter_path
-    if spec.method == "lora":
-        if adapter is None:
-            settings = lora_settings(spec.hyperparameters, heads)
-            add_lora(model, settings, spec.seed)
-            return settings
-        check_adapter_folder(Path(adapter))
-        config, tensors = read_adapter(Path(adapter))
-        # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
-        settings = replace(settings_of(config), dropout=spec.hyperparameters.lora_dropout)
-        add_lora(model, settings, spec.seed)
-        load_adapter(model, settings, tensors)
+    if spec.method in ADAPTER_METHODS:
+        if adapter is not None:
+            return _go_on(model, spec, Path(adapter))
+        settings = (
+            ia3_settings(model, heads)
+            if spec.method == "ia3"
+            else _lora_settings(spec.hyperparameters, spec.method, heads)
+        )
+        attach(model, settings, spec.seed)
         return settings
     if adapter is not None:
         raise TrainFailure(
@@ -219,12 +226,28 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
             "Use method 'lora', or merge the adapter into its base first.",
         )
     if spec.method == "head":
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for name in heads:
-            for parameter in model.get_submodule(name).parameters():
-                parameter.requires_grad_(True)
+        train_heads(model, heads)
+    if spec.method == "freeze":
+        train_last_layers(model, spec.hyperparameters.trainable_layers, heads)
     return None
+
+
+def _go_on(model: Any, spec: TrainSpec, folder: Path) -> Settings:
+    check_adapter_folder(folder)
+    settings, tensors = read_adapter(folder)
+    made_by = method_of(settings)
+    if made_by != spec.method:
+        raise TrainFailure(
+            "incompatible_method",
+            f"The adapter was made with method {made_by!r}: method {spec.method!r} cannot go on from it.",
+            f"Use method {made_by!r}, or begin from the base model.",
+        )
+    if isinstance(settings, LoraSettings):
+        # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
+        settings = replace(settings, dropout=spec.hyperparameters.lora_dropout)
+    attach(model, settings, spec.seed)
+    load(model, settings, tensors)
+    return settings
 
 
 def _head_modules(model: Any, missing: set[str]) -> tuple[str, ...]:

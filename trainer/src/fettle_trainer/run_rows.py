@@ -19,7 +19,7 @@ class RunRows:
 
 
 def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dataset]:
-    """The rows, and what was found while the training rows were read. Raises TrainFailure when none is left."""
+    """The rows, and what was found while reading those to train on. Raises TrainFailure when none is left."""
     tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
     cache = Path(spec.output_dir) / "cache"
     tokenizer = tokenizer_sha256(Path(spec.base_model.path))

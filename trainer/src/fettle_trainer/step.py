@@ -16,7 +16,7 @@ from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
-from .packing import segments
+from .packing import answers_at, segments
 from .spec import Task
 from .tasks import Objective, objective_of
 
@@ -49,18 +49,18 @@ class Stepper:
         *,
         dtype: torch.dtype = torch.float32,
         smoothing: float = 0.0,
-        ranks: Ranks = ALONE,
         objective: Objective | None = None,
     ) -> None:
         self.loaded = loaded
-        self._ranks = ranks
         self._model = loaded.model
         self._smoothing = smoothing
         self.task: Task = task
         self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
-        self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+        self.collate = Collator(
+            task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
+        )
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
         self._head = loaded.kernels.head if plain and loaded.kernels else None
@@ -68,7 +68,12 @@ class Stepper:
         self._features: dict[int, Features] = {}
 
     def train_step(
-        self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
+        self,
+        rows: TokenRows,
+        micro: Sequence[Sequence[int]],
+        begin: Callable[[int], None],
+        *,
+        ranks: Ranks = ALONE,
     ) -> tuple[float, float, int]:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
         however it is cut, and on however many ranks. Returns loss, accuracy, tokens. `begin` is called before
@@ -77,14 +82,14 @@ class Stepper:
         batches = [self._batch(rows, chosen) for chosen in micro]
         num_losses = sum(self.objective.num_losses(batch) for batch in batches)
         total, correct = 0.0, 0
-        for batch, counts in self._ranks.share(batches):
+        for batch, counts in ranks.share(batches):
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
             cast("Any", loss.total * counts / num_losses).backward()
             total += counts * float(loss.total.detach())
             correct += counts * loss.num_correct
-        self._ranks.add_up(self.loaded.trainable().values())
-        total, correct = self._ranks.totals(total, correct)
+        ranks.add_up(self.loaded.trainable().values())
+        total, correct = ranks.totals(total, correct)
         num_tokens = sum(batch.num_tokens for batch in batches)
         return total / num_losses, correct / num_losses, num_tokens
 
@@ -191,7 +196,8 @@ class Stepper:
                 return cast("Tensor", self._model(**_inputs(batch)).logits)
         with self._segments(batch):
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
-        return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
+            hidden = answers_at(hidden, batch.gather_N)
+        return cast("Tensor", self._model.score(hidden))
 
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
@@ -207,7 +213,7 @@ class Stepper:
         head = cast("nn.Module", self._model.get_output_embeddings())
 
         def gathered(hidden: Tensor) -> Tensor:
-            return hidden.flatten(0, 1).index_select(0, positions_N)[None]
+            return answers_at(hidden, positions_N)[None]
 
         if instead:
             head.forward = gathered
@@ -224,7 +230,10 @@ class Stepper:
         """For layers that look at rows without their padding."""
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
-        return segments(batch.row_lengths, batch.target_lengths)
+        kernels = self.loaded.kernels
+        narrow = self.objective.reads in ("rows", "vocabulary")
+        reads = kernels.reads(batch) if narrow and kernels is not None else None
+        return segments(batch.row_lengths, batch.target_lengths, reads=reads)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -176,7 +176,6 @@ class Training:
             self._spec.task,
             dtype=self._compute.dtype,
             smoothing=hyper.label_smoothing_factor,
-            ranks=self._ranks,
             objective=objective_of(self._spec.task).tuned(hyper),
         )
 
@@ -278,7 +277,7 @@ class Training:
 
     def _window_sum(self, window: list[int], rows_per_batch: int) -> tuple[float, float, int]:
         micro = micro_batches(window, self._ranks.rows_per_batch(rows_per_batch, len(window)))
-        return self._stepper.train_step(self._rows.train, micro, self._begin("training"))
+        return self._stepper.train_step(self._rows.train, micro, self._begin("training"), ranks=self._ranks)
 
     def _fitting(self, work: Callable[[int], _Result]) -> _Result:
         """`work` by micro-batches of so many rows; half as many after each lack of memory, and from then on.

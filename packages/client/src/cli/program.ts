@@ -1,5 +1,5 @@
 /** The commands and their options. What they do is in the files beside this one. */
-import { exportFormatSchema, exportQuantizeSchema } from "@fettle/contract";
+import { exportFormatSchema, exportQuantizeSchema, methodSchema } from "@fettle/contract";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { chat, classify } from "./chat.js";
 import type { Context } from "./context.js";
@@ -195,7 +195,7 @@ function runCommands(program: Command, add: Add): void {
     (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
   )
     .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
-    .option("--method <method>", "lora, full or head (default: chosen)")
+    .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
     .option("--task <task>", "chat, classification or seq2seq (default: inferred)")
     .option("--validation <file>", "file or data id to validate on (default: held out)")
     .option("--epochs <n>", "num_train_epochs")

@@ -17,7 +17,7 @@ import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes } from "./r
 export interface RunFacts {
   run: Run;
   model: ResolvedModel;
-  /** Null when the model is no LoRA adapter. */
+  /** Null when the model is no adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
   machine: { memoryBytes: number; cores: number; name: string; product: number | null };
@@ -114,7 +114,9 @@ function hyperparametersFor(
   { run, model, adapter, facts, machine }: RunFacts,
   { task, method }: Chosen,
 ): Decided<Resolved> {
-  const { family, numParameters, contextLength } = model.base;
+  const { family, numParameters, contextLength, numLayers } = model.base;
+  const loraR = adapter?.lora_r ?? run.request.hyperparameters.lora_r ?? 16;
+  const trainableLayers = run.request.hyperparameters.trainable_layers ?? 2;
   const given = run.request.hyperparameters;
   return resolveHyperparameters(given, {
     family,
@@ -122,6 +124,7 @@ function hyperparametersFor(
     method,
     numParameters,
     contextLength,
+    numLayers,
     numRows: facts.numTrainRows,
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
@@ -129,7 +132,7 @@ function hyperparametersFor(
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,
-        loadOf({ model: model.base, method, task, length, loraR: adapter?.lora_r ?? given.lora_r ?? 16 }),
+        loadOf({ model: model.base, method, task, length, loraR, trainableLayers }),
         machine.memoryBytes,
       ),
   });
@@ -144,13 +147,19 @@ function estimateFor(
   const longest = task === "pretraining" ? values.max_length : Math.max(16, facts.longestRow);
   const length = Math.min(values.max_length, longest);
   const load = {
-    ...loadOf({ model: base, method, task, length, loraR: values.lora_r }),
+    ...loadOf({ model: base, method, task, length, loraR: values.lora_r, trainableLayers: values.trainable_layers }),
     batchSize: values.per_device_train_batch_size,
   };
   const needed = memoryBytes(base, load);
   if (needed > machine.memoryBytes)
     return tooLarge({ model: run.model, base, load, available: machine.memoryBytes, known });
-  const work = { tokens: facts.numTrainTokens, epochs: values.num_train_epochs, method, family: base.family };
+  const work = {
+    tokens: facts.numTrainTokens,
+    epochs: values.num_train_epochs,
+    method,
+    family: base.family,
+    trainableLayers: values.trainable_layers,
+  };
   const pace = paceOf({ baseModel: base.name, method, cores: machine.cores, trained, product: machine.product });
   return decided({
     seconds: secondsRange(operationsOf(base, work), pace),

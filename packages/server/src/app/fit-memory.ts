@@ -21,15 +21,17 @@ export interface LoadInput {
   task: TrainSpec["task"];
   length: number;
   loraR: number;
+  trainableLayers: number;
 }
 
 /** One row at once; `batchSize` is for the caller to raise. */
-export const loadOf = ({ model, method, task, length, loraR }: LoadInput): Load => ({
+export const loadOf = ({ model, method, task, length, loraR, trainableLayers }: LoadInput): Load => ({
   family: model.family,
   method,
   batchSize: 1,
   length,
   loraR,
+  trainableLayers,
   generates: task !== "classification",
 });
 

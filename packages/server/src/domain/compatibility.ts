@@ -1,5 +1,6 @@
 /** Which family of models does which task, with which rows and which method. Pure. */
 import type { Family, Method, RowKind, Task } from "@fettle/contract";
+import { leavesAdapter } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 interface Way {
@@ -66,8 +67,11 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
   }
-  if (!way.methods.includes(wanted.method)) {
-    const works = way.methods.map((name) => `"${name}"`).join(" or ");
+  const missing = unbuilt[wanted.method];
+  if (missing !== undefined) return refused("incompatible_method", "method", missing);
+  const methods = methodsOf(way);
+  if (!methods.includes(wanted.method)) {
+    const works = listed(methods.map((name) => `"${name}"`));
     const why =
       wanted.method === "head"
         ? ` A head is what is put on top for classification; ${way.task} uses the model's own output.`
@@ -78,18 +82,37 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
       `The method "${wanted.method}" cannot do the task "${way.task}" with ${wanted.model}.${why} Use the method ${works}.`,
     );
   }
-  if (wanted.tunedBy === "lora" && wanted.method !== "lora") {
+  if (wanted.tunedBy !== null && leavesAdapter(wanted.tunedBy) && wanted.method !== wanted.tunedBy) {
     return refused(
       "incompatible_method",
       "method",
-      `${wanted.model} is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.`,
+      `${wanted.model} is an adapter made with the method "${wanted.tunedBy}": it can only be gone on from with the same. Use "${wanted.tunedBy}", or begin from its base model.`,
     );
   }
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
+/** Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. */
+const methodsOf = ({ methods }: Way): Method[] => methods.flatMap((method) => [method, ...(kin[method] ?? [])]);
+const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
+
+/** Methods that no model and no task can be tuned with, and why. */
+const unbuilt: Partial<Record<Method, string>> = {
+  qlora:
+    'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+};
+
+/** For the documentation: what each family does, and by which methods; the first is the default. */
+export const matrix = ways.map((way) => ({
+  family: way.family,
+  task: way.task,
+  rows: way.rows.map((kind) => rowWords[kind]),
+  methods: methodsOf(way),
+}));
+
 function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
-  if (tunedBy === "lora") return ["lora", "the model to go on from is a LoRA adapter"];
+  if (tunedBy !== null && leavesAdapter(tunedBy))
+    return [tunedBy, `the model to go on from is an adapter made with ${tunedBy}`];
   if (family !== "decoder" && numParameters < smallParameters)
     return ["full", `${millions(numParameters)} parameters are few enough to tune all of them`];
   const [method = "lora"] = way.methods;
@@ -100,6 +123,8 @@ function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [M
       : `${millions(numParameters)} parameters are many to tune all of them`,
   ];
 }
+
+const listed = (names: string[]): string => `${names.slice(0, -1).join(", ")} or ${names.at(-1) ?? ""}`;
 
 const millions = (count: number): string =>
   count >= 1e9 ? `${(count / 1e9).toFixed(1)} billion` : `${Math.round(count / 1e6)} million`;

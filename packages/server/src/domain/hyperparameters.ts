@@ -2,6 +2,7 @@
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
 import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
+import { hasRank } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 export interface Situation {
@@ -10,6 +11,8 @@ export interface Situation {
   method: Method;
   numParameters: number;
   contextLength: number;
+  /** Of an encoder-decoder: of its decoder. */
+  numLayers: number;
   /** Rows to train on, without those held out. */
   numRows: number;
   /** Tokens of the longest row, approximately. */
@@ -37,6 +40,7 @@ type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: 
 
 /** The reason of a value that the method does not look at. */
 export const notUsed = "not used by this method";
+const rootReason = "twice the root of lora_r: the change is scaled as in lora";
 
 /** In this order: a later rule may look at earlier values. */
 const rules: Record<keyof Hyperparameters, Rule> = {
@@ -65,19 +69,23 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       : { value: null, reason: "the model's own" },
   lora_r: ({ method }) => ({
     value: 16,
-    reason: method === "lora" ? "enough for most tasks" : notUsed,
+    reason: hasRank(method) ? "enough for most tasks" : notUsed,
   }),
   lora_alpha: ({ method }, { lora_r = 16 }) => ({
-    value: Math.min(2 * lora_r, 2048),
-    reason: method === "lora" ? "twice lora_r" : notUsed,
+    value: method === "rslora" ? 2 * Math.round(Math.sqrt(lora_r)) : Math.min(2 * lora_r, 2048),
+    reason: method === "rslora" ? rootReason : hasRank(method) ? "twice lora_r" : notUsed,
   }),
   lora_dropout: ({ task, method, numRows }) => ({
-    value: method === "lora" && numRows < 2000 && task !== "preference" ? 0.05 : 0,
-    reason: method !== "lora" ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
+    value: hasRank(method) && numRows < 2000 && task !== "preference" ? 0.05 : 0,
+    reason: !hasRank(method) ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
-    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : notUsed,
+    reason: hasRank(method) ? "adapting every linear layer learns most per parameter" : notUsed,
+  }),
+  trainable_layers: ({ method, numLayers }) => ({
+    value: Math.max(1, Math.min(2, numLayers - 1)),
+    reason: method === "freeze" ? "the last layers hold most of what is particular to a task" : notUsed,
   }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation
@@ -126,6 +134,11 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
     const message = `max_length is ${String(values["max_length"])}, but the model reads at most ${situation.contextLength} tokens. Use at most ${situation.contextLength}, or leave it out.`;
     return refused("value_out_of_range", "hyperparameters.max_length", message);
   }
+  const layers = values["trainable_layers"] as number;
+  if (situation.method === "freeze" && layers >= situation.numLayers) {
+    const message = `trainable_layers is ${layers}, but the model has ${situation.numLayers} layers: none would stay frozen. Use fewer, or the method "full".`;
+    return refused("value_out_of_range", "hyperparameters.trainable_layers", message);
+  }
   return decided({ values: hyperparametersSchema.parse(values), choices });
 }
 
@@ -136,6 +149,7 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   num_train_epochs: "Typical: 1 to 5.",
   per_device_train_batch_size: "Typical: 4 to 32.",
   lora_r: "Typical: 8 to 64.",
+  trainable_layers: "Typical: 1 to 4.",
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
   beta: "Typical: 0.1 to 0.5.",
@@ -182,6 +196,7 @@ const bounds: Record<keyof Hyperparameters, string> = {
   lora_alpha: "a number above 0, at most 2048",
   lora_dropout: "a number from 0 to 0.9",
   target_modules: '"all-linear" or a list of 1 to 64 module names',
+  trainable_layers: "a whole number from 1 to 1000",
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
   beta: "a number above 0, at most 2",
@@ -272,12 +287,13 @@ function learningRateRule({ family, task, method, numParameters }: Situation): {
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (method === "ia3") return { value: 5e-3, reason: "usual for ia3: factors begin as ones, and few are trained" };
   if (task === "preference")
     return {
-      value: method === "lora" ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
+      value: hasRank(method) ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
       reason: `usual for preferences: a fifth of what answers are learnt with, or less`,
     };
-  if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
-  if (method === "lora") return of(small ? 5e-4 : 2e-4);
+  if (family === "seq2seq") return of(hasRank(method) ? 1e-3 : small ? 3e-4 : 1e-4);
+  if (hasRank(method)) return of(small ? 5e-4 : 2e-4);
   return of(small ? 5e-5 : 2e-5);
 }

@@ -1,8 +1,16 @@
 import fc from "fast-check";
-import { hyperparametersSchema } from "@fettle/contract";
+import {
+  familySchema,
+  hyperparametersSchema,
+  type Method,
+  methodSchema,
+  rowKindSchema,
+  type Task,
+  taskSchema,
+} from "@fettle/contract";
 import { describe, expect, it } from "vitest";
-import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
-import { type Load, memoryBytes } from "../../src/domain/estimate.js";
+import { chooseWay, matrix, type Wanted } from "../../src/domain/compatibility.js";
+import { type Load, memoryBytes, operationsOf } from "../../src/domain/estimate.js";
 import { resolveHyperparameters, type Situation } from "../../src/domain/hyperparameters.js";
 import { labelSet } from "../../src/domain/labels.js";
 import { editDistance, nearestName } from "../../src/domain/nearest.js";
@@ -50,6 +58,11 @@ describe("chooseWay", () => {
     [{ family: "encoder", rows: "classification", method: "head" }, "classification", "head"],
     [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
     [{ method: "full" }, "chat", "full"],
+    [{ method: "dora" }, "chat", "dora"],
+    [{ method: "freeze" }, "chat", "freeze"],
+    [{ family: "seq2seq", rows: "pair", method: "rslora" }, "seq2seq", "rslora"],
+    [{ tunedBy: "dora" }, "chat", "dora"],
+    [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
@@ -70,17 +83,68 @@ describe("chooseWay", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "full".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full" or "freeze".',
+    ],
+    [
+      { method: "qlora" },
+      'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+    ],
+    [
+      { method: "lora", tunedBy: "dora" },
+      'm is an adapter made with the method "dora": it can only be gone on from with the same. Use "dora", or begin from its base model.',
     ],
     [
       { method: "full", tunedBy: "lora" },
-      'm is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.',
+      'm is an adapter made with the method "lora": it can only be gone on from with the same. Use "lora", or begin from its base model.',
     ],
   ])("%j is refused", (change, message) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({
       ok: false,
       refusal: { code: "incompatible_method", message },
     });
+  });
+});
+
+describe("the matrix", () => {
+  const families = familySchema.options;
+  const every = families.flatMap((family) =>
+    rowKindSchema.options.flatMap((rows) =>
+      taskSchema.options.flatMap((task) => methodSchema.options.map((method) => ({ family, rows, task, method }))),
+    ),
+  );
+  const choose = (one: Partial<Wanted>) =>
+    chooseWay({
+      model: "m",
+      family: "decoder",
+      numParameters: 1e9,
+      rows: "chat",
+      task: null,
+      method: null,
+      tunedBy: null,
+      ...one,
+    });
+  it("says what is accepted, all of it and nothing else", () => {
+    const accepted = every
+      .filter((one) => choose(one).ok)
+      .map(({ family, task, method }) => `${family} ${task} ${method}`);
+    const stated = matrix.flatMap(({ family, task, methods }) =>
+      methods.map((method) => `${family} ${task} ${method}`),
+    );
+    expect(new Set(accepted)).toEqual(new Set(stated));
+  });
+
+  it("each refusal names something that works instead", () => {
+    for (const one of every) {
+      const chosen = choose(one);
+      if (chosen.ok) continue;
+      const { message } = chosen.refusal;
+      const named = [...message.slice(message.indexOf(" Use ")).matchAll(/"(\w+)"/g)].map(([, name]) => name);
+      const works = named.filter(
+        (name) =>
+          choose({ ...one, method: name as Method }).ok || choose({ ...one, method: null, task: name as Task }).ok,
+      );
+      expect(works.length > 0 || / (Use|give) .*(a|an) (decoder|encoder|file of)/.test(message), message).toBe(true);
+    }
   });
 });
 
@@ -130,6 +194,7 @@ describe("resolveHyperparameters", () => {
     method: "lora",
     numParameters: 135e6,
     contextLength: 8192,
+    numLayers: 30,
     numRows: 600,
     longestRow: 200,
     hasValidation: true,
@@ -200,6 +265,11 @@ describe("resolveHyperparameters", () => {
       "max_length is 9000, but the model reads at most 8192 tokens. Use at most 8192, or leave it out.",
     ],
     [
+      { trainable_layers: 0 },
+      "hyperparameters.trainable_layers",
+      "trainable_layers is 0: expected a whole number from 1 to 1000. Typical: 1 to 4.",
+    ],
+    [
       { learning_rate_multiplier: 1000 },
       "hyperparameters.learning_rate_multiplier",
       "learning_rate_multiplier 1000 makes the learning rate 0.5: expected at most 0.1. Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.",
@@ -211,15 +281,25 @@ describe("resolveHyperparameters", () => {
     });
   });
 
+  it("a freeze that leaves nothing frozen is refused", () => {
+    const frozen = { ...situation, method: "freeze" as const };
+    expect(resolveHyperparameters({}, frozen)).toMatchObject({ ok: true, value: { values: { trainable_layers: 2 } } });
+    expect(resolveHyperparameters({ trainable_layers: 30 }, frozen)).toMatchObject({
+      ok: false,
+      refusal: { code: "value_out_of_range", param: "hyperparameters.trainable_layers" },
+    });
+  });
+
   it("always ends within the bounds of the contract", () =>
     fc.assert(
       fc.property(
         fc.record({
           family: fc.constantFrom("decoder" as const, "encoder" as const, "seq2seq" as const),
           task: fc.constantFrom("chat" as const, "classification" as const, "seq2seq" as const),
-          method: fc.constantFrom("full" as const, "lora" as const, "head" as const),
+          method: fc.constantFrom(...methodSchema.options),
           numParameters: fc.integer({ min: 1, max: 1e12 }),
           contextLength: fc.integer({ min: 8, max: 131072 }),
+          numLayers: fc.integer({ min: 2, max: 200 }),
           numRows: fc.integer({ min: 1, max: 1e7 }),
           longestRow: fc.integer({ min: 0, max: 1e7 }),
           hasValidation: fc.boolean(),
@@ -242,6 +322,16 @@ describe("estimates", () => {
     expect(memoryBytes(smollm, { ...load, method: "full" })).toBeGreaterThan(base);
     expect(memoryBytes(smollm, { ...load, generates: false })).toBeLessThan(base);
     expect(memoryBytes(smollm, { ...load, method: "head", generates: false })).toBeLessThan(base);
+  });
+
+  it("counts the trained layers alone for freeze", () => {
+    const freeze = (trainableLayers: number): number =>
+      memoryBytes(smollm, { ...load, method: "freeze", trainableLayers });
+    expect(freeze(2)).toBeGreaterThan(freeze(1));
+    expect(freeze(29)).toBeLessThan(memoryBytes(smollm, { ...load, method: "full" }));
+    const work = { tokens: 1000, epochs: 1, family: "decoder" as const };
+    const operations = operationsOf(smollm, { ...work, method: "freeze", trainableLayers: 15 });
+    expect(operations).toBe(operationsOf(smollm, { ...work, method: "lora" }));
   });
 
   it("counts 16 bytes a parameter for full and 4 for the frozen body of an adapter", () => {

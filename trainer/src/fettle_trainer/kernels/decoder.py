@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..packing import current_lengths
-from .attention import Layout, attend
+from ..packing import current_lengths, current_reads
+from .attention import attend
 from .gate import swiglu
 from .heads import Heads
+from .layout import Layout
 from .norm import Norm
 from .projection import Projection, has_plain_head
 
@@ -37,8 +38,9 @@ class Rotation:
 class _Layer:
     """Stands in for a layer's forward."""
 
-    def __init__(self, layer: Any, heads: Heads, rotation: Rotation) -> None:
+    def __init__(self, layer: Any, heads: Heads, rotation: Rotation, *, is_last: bool) -> None:
         dtype = rotation.dtype
+        self._is_last = is_last
         attention, mlp = layer.self_attn, layer.mlp
         self._rotation, self._heads = rotation, heads
         self._before = Norm(layer.input_layernorm, dtype)
@@ -57,7 +59,11 @@ class _Layer:
             layout = self._rotation.layout(named["position_embeddings"])
             x_TE = hidden_states[0].float()
             qkv = self._normed(self._query_key_value(self._before(x_TE)))
-            x_TE = x_TE + self._out(attend([qkv], layout, self._heads))
+            seen = attend([qkv], layout, self._heads)
+            reads = current_reads() if self._is_last else None
+            if reads is not None:
+                x_TE, seen = x_TE.index_select(0, reads), seen.index_select(0, reads)
+            x_TE = x_TE + self._out(seen)
             between_TE = self._between(x_TE)
             x_TE = x_TE + self._down(swiglu(self._gate(between_TE), self._up(between_TE)))
             return x_TE[None]
@@ -105,7 +111,8 @@ def put_in(model: Any, dtype: torch.dtype) -> list[Projection]:
     base = model.base_model
     rotation = Rotation(heads_of(model.config, base.layers[0]), dtype)
     for layer in base.layers:
-        fast = _Layer(layer, heads_of(model.config, layer), rotation)
+        is_last = layer is base.layers[-1]
+        fast = _Layer(layer, heads_of(model.config, layer), rotation, is_last=is_last)
         projections += fast.projections
         layer.forward = fast
     last = Norm(base.norm, dtype)
