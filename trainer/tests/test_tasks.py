@@ -329,3 +329,18 @@ def test_the_same_text_twice_is_no_choice(folder: Path) -> None:
     loaded, _, _ = prepared(folder, "ranking", "bert")
     with pytest.raises(PromptError, match="no choice"):
         Tokeniser(loaded.prompts, "ranking", 32).encode({"chosen_text": "fox", "rejected_text": "fox"})
+
+
+def test_rows_that_answer_one_another_are_not_dealt_out_to_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rows = write_rows(tmp_path / "rows.jsonl", task_rows("embedding", 8))
+    model = make_encoder(tmp_path / "model")
+    given = {"task": "embedding", "method": "full", "base_model__family": "encoder"}
+    spec = make_spec(model, rows, tmp_path / "run", **given)
+    code, events = train(spec)
+    assert code != 0
+    assert events[-1]["code"] == "incompatible_method"
+    assert "2 ranks" in events[-1]["message"]

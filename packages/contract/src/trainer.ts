@@ -82,6 +82,9 @@ export const trainSpecSchema = z.strictObject({
     device: z.enum(["auto", "cpu", "cuda"]),
     dtype: z.enum(["auto", "float32", "bfloat16"]),
     num_threads: z.number().int().min(1).max(256),
+    parallelism: z
+      .enum(["ddp", "fsdp"])
+      .describe("of several ranks, when torchrun starts them: each holds the whole model, or a part of it"),
     checkpoint_seconds: z.number().min(0).max(86400).describe("least wall time between checkpoints"),
     checkpoint_steps: z.number().int().min(0).max(1000000).describe("also every N steps; 0 is by time alone"),
     keep_checkpoints: z.number().int().min(1).max(100),

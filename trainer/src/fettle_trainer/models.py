@@ -85,8 +85,9 @@ class Loaded:
             base.eval()
 
 
-def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
-    """Model with its trainable part thawed. Raises TrainFailure."""
+def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = False) -> Loaded:
+    """Model with its trainable part thawed. `sharded`: its weights are to be split over ranks. Raises
+    TrainFailure."""
     folder = Path(spec.base_model.path)
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
@@ -106,7 +107,9 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
     kernels, layers = None, "the fused layers know no IA3, which rescales their inputs"
-    if not isinstance(adapter, Ia3Settings):
+    if sharded:
+        layers = "its own layers, split over the ranks"
+    elif not isinstance(adapter, Ia3Settings):
         kernels, layers = enable_kernels(model, compute.dtype)
     packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(

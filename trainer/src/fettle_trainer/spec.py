@@ -93,6 +93,7 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"] = field()
     dtype: Literal["auto", "float32", "bfloat16"] = field()
     num_threads: int = _number(1, 256)
+    parallelism: Literal["ddp", "fsdp"] = field()
     checkpoint_seconds: float = _number(0, 86400)
     checkpoint_steps: int = _number(0, 1000000)
     keep_checkpoints: int = _number(1, 100)

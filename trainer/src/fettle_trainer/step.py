@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
+from .distributed import ALONE, Ranks
 from .features import Features, head_logits, hidden_of, why_not
 from .joint import joint_gradients, joint_loss, pooled
 from .kernels.head_loss import head_loss
@@ -68,11 +69,16 @@ class Stepper:
         self._features: dict[int, Features] = {}
 
     def train_step(
-        self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
+        self,
+        rows: TokenRows,
+        micro: Sequence[Sequence[int]],
+        begin: Callable[[int], None],
+        *,
+        ranks: Ranks = ALONE,
     ) -> tuple[float, float, int]:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
-        however it is cut. Returns loss, accuracy, tokens. `begin` is called before each micro-batch with its
-        size, padding and all."""
+        however it is cut, and on however many ranks. Returns loss, accuracy, tokens. `begin` is called before
+        each micro-batch with its size, padding and all."""
         self._refresh()
         batches = [self._batch(rows, chosen) for chosen in micro]
         num_losses = sum(self.objective.num_losses(batch) for batch in batches)
@@ -82,12 +88,14 @@ class Stepper:
             total, correct = self._joint(batches, num_losses, begin)
             return total / num_losses, correct / num_answers, num_tokens
         total, correct = 0.0, 0
-        for batch in batches:
+        for batch, counts in ranks.share(batches):
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
-            cast("Any", loss.total / num_losses).backward()
-            total += float(loss.total.detach())
-            correct += loss.num_correct
+            cast("Any", loss.total * counts / num_losses).backward()
+            total += counts * float(loss.total.detach())
+            correct += counts * loss.num_correct
+        ranks.add_up(self.loaded.trainable().values())
+        total, correct = ranks.totals(total, correct)
         return total / num_losses, correct / num_answers, num_tokens
 
     def _joint(
