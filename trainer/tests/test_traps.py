@@ -1,4 +1,4 @@
-"""Each known mistake of other trainers names the test that proves it is not ours, or says why there is none."""
+"""Each known mistake of other trainers names the test that proves it is not ours, or why there is none."""
 
 import re
 from pathlib import Path
