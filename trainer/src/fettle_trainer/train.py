@@ -120,8 +120,8 @@ class Training:
         if objective_of(self._spec.task).joint and not self._ranks.alone:
             raise TrainFailure(
                 "incompatible_method",
-                f"The task {self._spec.task} was started on {self._ranks.world} ranks: its rows are answers to "
-                "one another, so each rank would need those of all.",
+                f"The task {self._spec.task} was started on {self._ranks.world} ranks: its rows are answers "
+                "to one another, so each rank would need those of all.",
                 "Start it as one process.",
             )
 
