@@ -266,7 +266,7 @@ METHOD_RUNS = [
 
 @pytest.mark.parametrize(("task", "kind", "method"), METHOD_RUNS)
 def test_each_method_trains_each_output(folder: Path, task: str, kind: str, method: str) -> None:
-    """All that is trained moves, and the saved model answers as the trained one: the run proves that itself."""
+    """All that is trained moves; that the saved model answers as the trained one the run proves itself."""
     spec = spec_of(folder, task, kind, method=method)
     before = {name: value.clone() for name, value in load_for_training(spec, CPU).trainable().items()}
     output = folder / f"method-{task}-{method}"
