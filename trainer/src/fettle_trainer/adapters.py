@@ -126,9 +126,14 @@ def linear_modules(model: Any) -> dict[str, nn.Module]:
 
 
 def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str]) -> list[str]:
-    """Full names of the layers to adapt. `None` is all-linear: every linear layer but the output head and
-    `kept`. Raises TrainFailure naming the layers there are."""
-    linear = linear_modules(model)
+    """Full names of the layers to adapt. `None` is all-linear: every linear layer but the output head,
+    `kept`, and what the task does not ask (frozen by the loader). Raises TrainFailure naming the layers there
+    are."""
+    linear = {
+        name: module
+        for name, module in linear_modules(model).items()
+        if any(parameter.requires_grad for parameter in module.parameters())
+    }
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     inside = tuple(f"{name}." for name in kept)
     free = [

@@ -30,8 +30,10 @@ def train_last_layers(model: Any, count: int, heads: Sequence[str]) -> None:
             f"trainable_layers is {count}, but the model has {len(stack)} layers: none would stay frozen.",
             f"Use at most {len(stack) - 1}, or method 'full'." if len(stack) > 1 else "Use method 'full'.",
         )
+    # A pooler that the task does not ask was frozen by the loader: it would get no gradient.
+    asked = [module for module in after if any(parameter.requires_grad for parameter in module.parameters())]
     train_heads(model, heads)
-    for module in [*list(stack)[-count:], *after]:
+    for module in [*list(stack)[-count:], *asked]:
         _thaw(module)
 
 
