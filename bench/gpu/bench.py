@@ -1,4 +1,6 @@
-"""``bench.py [--json FILE] [--dry] [--only WORK] [--minutes 8]``: our trainer on the GPU beside TRL's, alternating.
+"""``bench.py [--json FILE] [--dry] [--only WORK] [--minutes 9]``: our trainer on the GPU beside TRL's.
+
+The sides take turns, each in a process of its own, with the same weights and rows.
 
 Needs torch, transformers and peft beside the repository, and trl, datasets and liger-kernel for the peers; a
 peer that is not there is left out and named. Prints as it goes; what fails is told and the rest goes on.
@@ -25,24 +27,34 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU: does it run at all?")
     parser.add_argument("--only")
-    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--minutes", type=float, default=9)
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     device = "cpu" if options.dry else "cuda"
-    report: dict[str, Any] = {"machine": machine(device), "check": worker("check.py", [device], 150), "rows": []}
+    report: dict[str, Any] = {
+        "machine": machine(device),
+        "check": worker("check.py", [device], 150),
+        "rows": [],
+    }
     print(json.dumps(report["machine"]), json.dumps(report["check"], indent=1), sep="\n", flush=True)
-    works = {name: work for name, work in (DRY if options.dry else WORKS).items() if options.only in (None, name)}
+    works = {
+        name: work for name, work in (DRY if options.dry else WORKS).items() if options.only in (None, name)
+    }
     found = {name: {side: list[dict[str, Any]]() for side in SIDES} for name in works}
     report["runs"] = []
     for pair in range(max(work.pairs for work in works.values())):
-        for name, side in [(name, side) for name, work in works.items() if pair < work.pairs for side in SIDES]:
+        for name, side in [
+            (name, side) for name, work in works.items() if pair < work.pairs for side in SIDES
+        ]:
             left = end - time.monotonic()
             if left < 25:
                 print(f"{name}, pair {pair + 1}, {side}: left out, as the time is over", flush=True)
                 continue
             dry = ["--dry"] if options.dry else []
             one = worker("side.py", [side, name, device, str(time.time()), *dry], min(left, 120))
-            told = one.get("failed") or f"{one['tokens_per_s']:.0f} tokens/s, {one['peak_bytes'] / 1e9:.1f} GB"
+            told = (
+                one.get("failed") or f"{one['tokens_per_s']:.0f} tokens/s, {one['peak_bytes'] / 1e9:.1f} GB"
+            )
             print(f"{name}, pair {pair + 1}, {side}: {told}", flush=True)
             if "failed" not in one:
                 found[name][side].append(one)

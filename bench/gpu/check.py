@@ -26,12 +26,13 @@ def main() -> None:
 
 def gradients(device: str) -> dict[str, Any]:
     """Packed rows through our layers against each row alone through transformers' own, in fp32."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
     from fettle_trainer.adapters import LoraSettings, add_lora
     from fettle_trainer.data import TokenRows
     from fettle_trainer.kernels import enable
     from fettle_trainer.models import Loaded
     from fettle_trainer.step import Stepper
-    from transformers import AutoModelForCausalLM, Qwen3Config
 
     rows = [[5 + (7 * i * j) % 300 for j in range(length)] for i, length in enumerate((70, 3, 129, 33), 1)]
     answer: dict[str, Any] = {}
@@ -61,10 +62,20 @@ def gradients(device: str) -> dict[str, Any]:
             continue
         starts = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist()])
         ids = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
-        flat = TokenRows(ids, starts, torch.ones_like(ids), starts, torch.zeros(4, dtype=torch.long), starts[:-1])
+        flat = TokenRows(
+            ids, starts, torch.ones_like(ids), starts, torch.zeros(4, dtype=torch.long), starts[:-1]
+        )
         loaded = Loaded(
-            model=model, prompts=None, family="decoder", head_modules=(), packed=True, adapter=None,  # type: ignore[arg-type]
-            max_length=256, pad_id=0, start_id=0, kernels=kernels,
+            model=model,
+            prompts=None,
+            family="decoder",
+            head_modules=(),
+            packed=True,
+            adapter=None,  # type: ignore[arg-type]
+            max_length=256,
+            pad_id=0,
+            start_id=0,
+            kernels=kernels,
         )
         Stepper(loaded, "chat", dtype=torch.bfloat16).train_step(flat, [[0, 1, 2], [3]], lambda _: None)
         worst = max(
@@ -88,7 +99,12 @@ def runs(device: str) -> dict[str, Any]:
         rows = write_rows(Path(folder) / "rows.jsonl", chat_rows(16))
         for method in ("full", "lora"):
             spec = make_spec(
-                model, rows, Path(folder) / method, method=method, runtime__device=device, runtime__dtype="auto"
+                model,
+                rows,
+                Path(folder) / method,
+                method=method,
+                runtime__device=device,
+                runtime__dtype="auto",
             )
             code, events = train(spec)
             losses = [event["train_loss"] for event in of_type(events, "step")]

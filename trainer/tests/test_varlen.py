@@ -43,7 +43,7 @@ def test_rows_on_a_gpu_are_those_on_a_cpu(keys: int, window: int) -> None:
         torch.manual_seed(1)
         qkv = torch.randn(15, (4 + 2 * keys) * 8, requires_grad=True)
         if on_gpu:
-            out = attend_varlen(qkv, Starts(lengths, turn, torch.float32), heads, plain)
+            out = attend_varlen(qkv, Starts(lengths, turn, torch.float32), heads, attention=plain)
         else:
             out = attend([qkv], Layout.of_self(lengths, heads).turned(*turn, torch.float32), heads)
         (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()

@@ -46,9 +46,9 @@ class _Turned(torch.autograd.Function):
         return (grad_THD * rows.cos).add_(swapped), None
 
 
-def attend_varlen(qkv: Tensor, rows: Starts, heads: Heads, attention: Attention | None = None) -> Tensor:
-    """T x H D of T x (H + 2 K) D. `attention`: with the face of PyTorch's `varlen_attn`, which is the default and
-    wants 16 bits and CUDA."""
+def attend_varlen(qkv: Tensor, rows: Starts, heads: Heads, *, attention: Attention | None = None) -> Tensor:
+    """T x H D of T x (H + 2 K) D. `attention`: with the face of PyTorch's `varlen_attn`, which is the default
+    and wants 16 bits and CUDA."""
     parts = torch.split(qkv, [one * heads.width for one in (heads.query, heads.key, heads.key)], dim=-1)
     query, key, value = (part.view(len(qkv), -1, heads.width) for part in parts)
     # apply() is untyped in torch's stubs.
