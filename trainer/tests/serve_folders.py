@@ -193,19 +193,24 @@ def write_bert(out: Path) -> None:
     torch.manual_seed(3)
     base = BertModel(bert_config())
     save(base, out / "bert", "encoder")
+    options = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["query", "value"],
+        "task_type": "SEQ_CLS",
+        "modules_to_save": ["classifier"],
+    }
     for number, labels in enumerate((["ham", "spam"], ["a", "b", "c"])):
         torch.manual_seed(30 + number)
         model = BertForSequenceClassification.from_pretrained(str(out / "bert"), num_labels=len(labels))
-        options = {
-            "r": 4,
-            "lora_alpha": 8,
-            "target_modules": ["query", "value"],
-            "task_type": "SEQ_CLS",
-            "modules_to_save": ["classifier"],
-        }
         folder = out / f"bert-adapter-{number}"
         write_adapter(model, folder, options, 400 + number)
         (folder / "fettle.json").write_text(json.dumps({"task": "classification", "labels": labels}))
+    torch.manual_seed(40)
+    scorer = BertForSequenceClassification.from_pretrained(str(out / "bert"), num_labels=1)
+    write_adapter(scorer, out / "bert-scorer", options, 410)
+    target = {"mean": 50.0, "std": 8.0}
+    (out / "bert-scorer" / "fettle.json").write_text(json.dumps({"task": "regression", "target": target}))
 
 
 def write_bert_tuned(out: Path) -> None:

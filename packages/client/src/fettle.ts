@@ -14,6 +14,9 @@ import {
   keyListSchema,
   type ModelObject,
   modelListSchema,
+  type PredictRequest,
+  type PredictResult,
+  predictResultSchema,
   type RequestMessage,
   type StatusObject,
   statusSchema,
@@ -76,6 +79,14 @@ export class Fettle {
     return this.connection.json(
       { method: "POST", path: "/api/classify", json: request, ...(signal && { signal }) },
       classifyResultSchema,
+    );
+  }
+
+  /** A number, the entities or the answer of each input, from a model tuned for that. */
+  predict(request: PredictRequest, { signal }: { signal?: AbortSignal } = {}): Promise<PredictResult> {
+    return this.connection.json(
+      { method: "POST", path: "/api/predict", json: request, ...(signal && { signal }) },
+      predictResultSchema,
     );
   }
 

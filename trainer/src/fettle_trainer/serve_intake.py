@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
+
+from torch import Tensor
 
 from .generate import Generation, GenerationOptions, Voice
 from .generate_job import GenerationJob
@@ -11,9 +14,10 @@ from .serve_artefact import Artefact, read_artefact
 from .serve_encode import EncodeJob
 from .serve_heads import Head, adapter_head, own_head
 from .serve_models import ServedModel
+from .serve_predict import predictor_of
 from .serve_prompts import PromptWriter
 from .serve_refusal import ServeRefusal
-from .serve_requests import EncodeRequest, GenerateRequest
+from .serve_requests import EncodeRequest, GenerateRequest, PredictRequest
 from .tokenizer import decoder_start
 
 
@@ -85,13 +89,43 @@ class Intake:
                 None,
                 [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)],
             )
-        head = self._head(adapter, fitted)
-        artefact = fitted.artefact if fitted is not None else served.artefact
-        limit = min(served.context_length, artefact.max_length or served.context_length)
+        head, artefact, limit = self._answering(adapter, fitted)
+        if not head.classifies:
+            raise ServeRefusal(
+                "unsupported_parameter",
+                f"{request.adapter or served.folder} has no labels: it was tuned for {artefact.task}. "
+                "Ask it to predict.",
+            )
         texts = [self._prompts.for_classification(given, limit) for given in request.inputs]
         return EncodeJob(
             request.id, adapter, head, [self._checked(ids, f"Text {n}", limit) for n, ids in enumerate(texts)]
         )
+
+    def prediction(self, request: PredictRequest) -> EncodeJob:
+        """ServeRefusal when the model was not tuned to predict, or cannot read an input."""
+        adapter, fitted = self._adapter(request.adapter)
+        head, artefact, limit = self._answering(adapter, fitted)
+        predictor = predictor_of(artefact, request.adapter or str(self._served.folder))
+        pieces = [self._prompts.for_prediction(one, predictor, limit) for one in request.inputs]
+
+        def conclude(answers: list[Tensor]) -> list[Any]:
+            left = iter(answers)
+            return [
+                predictor.prediction(asked, own, [next(left) for _ in own])
+                for asked, own in zip(request.inputs, pieces, strict=True)
+            ]
+
+        flat = [(n, piece) for n, own in enumerate(pieces) for piece in own]
+        ids = [self._checked(piece.ids, f"Input {n}", limit) for n, piece in flat]
+        types = [piece.types for _, piece in flat]
+        return EncodeJob(request.id, adapter, head, ids, types=types, conclude=conclude)
+
+    def _answering(self, adapter: Adapter | None, fitted: _Fitted | None) -> tuple[Head, Artefact, int]:
+        """The head, what its artefact says, and the most tokens it reads at once."""
+        head = self._head(adapter, fitted)
+        artefact = fitted.artefact if fitted is not None else self._served.artefact
+        context = self._served.context_length
+        return head, artefact, min(context, artefact.max_length or context)
 
     def _adapter(self, path: str | None) -> tuple[Adapter | None, _Fitted | None]:
         if path is None:

@@ -5,8 +5,9 @@ from typing import Any, cast
 from .prompt import PromptEncoder, PromptError
 from .serve_artefact import Artefact
 from .serve_models import ServedModel
+from .serve_predict import Piece, Predictor
 from .serve_refusal import ServeRefusal
-from .serve_requests import MessagesPrompt, Prompt, TextPrompt
+from .serve_requests import Asked, MessagesPrompt, Prompt, TextPrompt
 
 
 class PromptWriter:
@@ -36,6 +37,12 @@ class PromptWriter:
             return given
         try:
             return self._encoder.classification_text(given, None, limit).ids
+        except PromptError as error:
+            raise ServeRefusal("invalid_request", str(error)) from error
+
+    def for_prediction(self, asked: Asked, predictor: Predictor, limit: int) -> list[Piece]:
+        try:
+            return predictor.sequences(asked, self._encoder, limit)
         except PromptError as error:
             raise ServeRefusal("invalid_request", str(error)) from error
 

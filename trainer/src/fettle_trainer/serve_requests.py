@@ -57,11 +57,28 @@ class EncodeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A text, or two: a prompt and what was said to it, or a question and the text to find the answer in."""
+
+    text: str
+    second: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """Wants of each input what the model's head was trained to tell."""
+
+    id: str
+    adapter: str | None
+    inputs: list[Asked]
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequest:
     id: str
 
 
-Request = GenerateRequest | EncodeRequest | CancelRequest
+Request = GenerateRequest | EncodeRequest | PredictRequest | CancelRequest
 
 
 def parse_line(line: str) -> tuple[str | None, Request | ServeRefusal]:
@@ -99,9 +116,22 @@ def _parse(request_id: str, entries: dict[str, Any]) -> Request:
         return EncodeRequest(
             request_id, entries.get("adapter"), list(entries["inputs"]), operation == "classify"
         )
+    if operation == "predict":
+        inputs = cast(list[dict[str, Any]], entries["inputs"])
+        asked = [
+            Asked(_text(one["text"]), _text(one["second"]) if "second" in one else None) for one in inputs
+        ]
+        return PredictRequest(request_id, entries.get("adapter"), asked)
     raise ServeRefusal(
-        "invalid_request", f"Unknown `op` {operation!r}: expected generate, classify, embed or cancel."
+        "invalid_request",
+        f"Unknown `op` {operation!r}: expected generate, classify, predict, embed or cancel.",
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is a {type(value).__name__}")
+    return value
 
 
 def _parse_generate(request_id: str, entries: dict[str, Any]) -> GenerateRequest:

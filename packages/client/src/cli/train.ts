@@ -148,6 +148,10 @@ const verbs: Partial<Record<string, string>> = {
   seq2seq: "chat",
   classification: "classify",
   multilabel_classification: "classify",
+  regression: "predict",
+  ranking: "predict",
+  token_classification: "predict",
+  question_answering: 'predict --question "…"',
 };
 
 function end(context: Context, run: RunObject): number {

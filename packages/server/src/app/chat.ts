@@ -43,15 +43,14 @@ export async function openChat(
   };
 }
 
-const byExport =
-  "Export it with `fettle models export` and ask it with transformers: it is a plain model folder or adapter.";
+const byPredict = "Use POST /api/predict.";
 /** How tuned models that write no text are asked. */
 const asked: Partial<Record<Task, string>> = {
   multilabel_classification: "Use POST /api/classify.",
-  regression: byExport,
-  ranking: byExport,
-  token_classification: byExport,
-  question_answering: byExport,
+  regression: byPredict,
+  ranking: byPredict,
+  token_classification: byPredict,
+  question_answering: byPredict,
   embedding: "Use POST /v1/embeddings.",
 };
 

@@ -4,12 +4,15 @@
  *
  *   generate   a decoder answers "echo: " and the last text of the prompt, word by word; JSON mode wraps it in an object
  *   classify   probabilities follow from the text and the labels given for the adapter or base
+ *   predict    a number that follows from the input, whatever the task
  *   embed      a unit vector of `dimensions` numbers that follows from the input
  *
  * It keeps to the port's rules: stop strings, token limit, context limit, cancelling, and 429 over `maxQueue`.
  */
 import { createHash } from "node:crypto";
+import type { Prediction } from "@fettle/contract";
 import type {
+  AskedText,
   GenerateChunk,
   GenerateRequest,
   Inference,
@@ -91,6 +94,24 @@ export class ScriptedInference implements Inference {
           `${target.basePath} has no classification head. Tune it with task \`classification\` first.`,
         );
       return { scores: texts.map((text) => scoresOf(text, labels)), numTokens: countTokens(texts) };
+    } finally {
+      done();
+    }
+  }
+
+  async predict(
+    target: InferenceTarget,
+    inputs: AskedText[],
+    signal: AbortSignal,
+  ): Promise<{ predictions: Prediction[]; numTokens: number }> {
+    const done = this.enter(target, signal);
+    try {
+      await nextTurn();
+      const texts = inputs.map(({ text, second }) => `${text}\n${second ?? ""}`);
+      return {
+        predictions: texts.map((text) => ({ score: digest(text).readInt32LE(0) / 2 ** 31 })),
+        numTokens: countTokens(texts),
+      };
     } finally {
       done();
     }
