@@ -61,6 +61,7 @@ export function methodsPage() {
   const refused = [
     { family: "seq2seq", rows: "pair", method: "head" },
     { method: "qlora" },
+    { rows: "classification", method: "prompt" },
     { family: "encoder" },
     { method: "full", tunedBy: "dora" },
   ].map((change) => `> ${chooseWay({ ...wanted, ...change }).refusal.message}`);
@@ -99,7 +100,7 @@ export function methodsPage() {
     refused.join("\n>\n"),
     "",
     "On CPUs, `lora` and `rslora` without `lora_dropout`, `full`, `freeze` and `head` run on the fused layers where there are",
-    "any for the model. `dora`, `ia3`, and dropout inside an adapter, run on the model's own; the run's first log lines say which.",
+    "any for the model. `dora`, `ia3`, `prompt`, `prefix`, and dropout inside an adapter, run on the model's own; the run's\nfirst log lines say which. `prompt` and `prefix` cannot be merged: they are served, and exported as they are.",
     "",
     "Made from `packages/server/src/domain/compatibility.ts` and `methods.ts` by `npm run docs`.",
   ].join("\n")}\n`;

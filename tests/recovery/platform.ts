@@ -148,6 +148,7 @@ export const hyperparameters: Hyperparameters = {
   lora_dropout: 0,
   target_modules: "all-linear",
   trainable_layers: 1,
+  num_virtual_tokens: 20,
   early_stopping_patience: 0,
   eval_steps: 0,
   class_weights: "none",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
@@ -100,6 +100,19 @@ def write_adapter(base: PreTrainedModel, folder: Path, options: dict[str, object
     peft.unload()
 
 
+def write_virtual(base: PreTrainedModel, out: Path) -> None:
+    """Virtual tokens as PEFT writes them: `<model>-prompt` and `<model>-prefix`."""
+    for kind in (PromptTuningConfig, PrefixTuningConfig):
+        torch.manual_seed(112)
+        peft = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=5))
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "prompt_encoder" in name:
+                    parameter.mul_(2.0)
+        which = "prompt" if kind is PromptTuningConfig else "prefix"
+        peft.save_pretrained(str(out / f"{base.config.model_type}-{which}"))
+
+
 def llama_config(**changes: object) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -129,6 +142,7 @@ def write_llama(out: Path) -> None:
         "task_type": "CAUSAL_LM",
     }
     write_adapter(model, out / "llama-adapter-ia3", ia3, 111)
+    write_virtual(model, out)
 
 
 def write_llama_classifier(out: Path) -> None:
@@ -180,6 +194,7 @@ def write_gpt2(out: Path) -> None:
         "fan_in_fan_out": True,
     }
     write_adapter(model, out / "gpt2-adapter-ia3", ia3, 302)
+    write_virtual(model, out)
 
 
 def bert_config(**changes: object) -> BertConfig:

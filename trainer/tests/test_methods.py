@@ -10,19 +10,21 @@ import torch
 from test_adapters import bare, inputs_for, trained, with_peft
 from tiny import chat_rows, make_decoder, make_spec, write_rows
 from torch import Tensor, nn
-from training import of_type, train
+from training import events_of, of_type, train
 
 from fettle_trainer import artefact
 from fettle_trainer.adapter_kinds import tensors_of
 from fettle_trainer.adapters import LoraLinear, LoraSettings, add_lora, merge_lora
 from fettle_trainer.checkpoint import CheckpointFolder
 from fettle_trainer.device import Compute
+from fettle_trainer.failure import TrainFailure
 from fettle_trainer.models import load_for_training
 from fettle_trainer.packing import segments
 from fettle_trainer.spec import parse_spec
 from fettle_trainer.tensor_files import read_tensors
 
-METHODS = ["lora", "rslora", "dora", "ia3", "freeze"]
+METHODS = ["lora", "rslora", "dora", "ia3", "freeze", "prompt", "prefix"]
+VIRTUAL = ["prompt", "prefix"]
 
 
 def started(spec: dict[str, Any]) -> dict[str, Tensor]:
@@ -31,8 +33,11 @@ def started(spec: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in loaded.trainable().items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, method) for kind in ("llama", "bert", "t5") for method in METHODS if method not in VIRTUAL]
+    + [(kind, method) for kind in ("llama", "gpt2") for method in VIRTUAL],
+)
 def test_all_that_is_trained_moves_within_two_steps(tmp_path: Path, kind: str, method: str) -> None:
     steps = {"runtime__checkpoint_steps": 2, "runtime__keep_checkpoints": 100}
     spec, _ = trained(tmp_path, kind, method=method, hyperparameters__weight_decay=0.0, **steps)
@@ -100,6 +105,69 @@ def test_freezing_nothing_is_refused(tmp_path: Path, count: int) -> None:
     assert code == 1
     assert events[-1]["code"] == "incompatible_method"
     assert "the model has 2 layers: none would stay frozen" in events[-1]["message"]
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_peft_reads_virtual_tokens_as_we_do(tmp_path: Path, kind: str, method: str) -> None:
+    spec, folder = trained(tmp_path, kind, method=method, hyperparameters__num_virtual_tokens=7)
+    base, inputs = Path(spec["base_model"]["path"]), inputs_for(kind)
+    ids = inputs["input_ids"]
+    model = bare(kind, base)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        ours = artefact.load_artefact(folder, base, torch.float32).model(**inputs).logits
+        theirs = with_peft(model, folder)(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    # A prompt's own positions come out of PEFT as well.
+    torch.testing.assert_close(theirs[:, -ids.shape[1] :], ours, rtol=1e-5, atol=1e-5)
+    assert (ours - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_answer_padded_rows_as_rows_by_themselves(tmp_path: Path, method: str) -> None:
+    spec, folder = trained(tmp_path, "llama", method=method)
+    model = artefact.load_artefact(folder, Path(spec["base_model"]["path"]), torch.float32).model
+    long, short = torch.randint(4, 60, (2, 9)), 6
+    mask = torch.ones_like(long)
+    mask[1, short:] = 0
+    with torch.no_grad():
+        both = model(input_ids=long, attention_mask=mask).logits
+        alone = model(input_ids=long[1:, :short]).logits
+    torch.testing.assert_close(both[1:, :short], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_take_their_positions_from_the_rows(tmp_path: Path, method: str) -> None:
+    """GPT-2 has a table of positions: a row that fills it would read past its end."""
+    spec, _ = trained(tmp_path, "gpt2", method=method, hyperparameters__max_length=4096)
+    loaded = load_for_training(parse_spec(spec), Compute(torch.device("cpu"), torch.float32, "a test"))
+    most = loaded.model.config.n_positions
+    assert loaded.max_length == most - 5
+    assert not loaded.packed
+    with torch.no_grad():
+        assert loaded.model(input_ids=torch.ones(1, most - 5, dtype=torch.long)).logits.shape[1] == most - 5
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_are_not_merged(tmp_path: Path, method: str) -> None:
+    spec, folder = trained(tmp_path, "llama", method=method)
+    with pytest.raises(TrainFailure, match="no change of a weight"):
+        artefact.merge(Path(spec["base_model"]["path"]), folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_learn_in_bf16(tmp_path: Path, method: str) -> None:
+    model = make_decoder(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", chat_rows(16))
+    spec = make_spec(
+        model, rows, tmp_path / "out", method=method, runtime__dtype="bfloat16",
+        hyperparameters__num_train_epochs=15, hyperparameters__learning_rate=0.1,
+    )  # fmt: skip
+    code, events = train(spec)
+    assert code == 0, of_type(events, "failed")
+    losses = [event["train_loss"] for event in of_type(events, "step")]
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.05
 
 
 @pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
@@ -199,15 +267,16 @@ def test_dora_begins_as_the_base_and_is_not_fused(tmp_path: Path) -> None:
         before = model(**inputs).logits
         add_lora(model, LoraSettings(4, 8, 0.0, None, (), dora=True), seed=3)
         torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=1e-5)
-    told = [event["message"] for event in of_type(train(spec)[1], "log")]
+    told = [event["message"] for event in of_type(events_of(spec), "log")]
     assert any("the fused layers know no DoRA" in message for message in told)
 
 
-def test_ia3_is_not_fused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "what"), [("ia3", "IA3"), ("prompt", "virtual tokens")])
+def test_what_the_fused_layers_do_not_know_is_not_fused(tmp_path: Path, method: str, what: str) -> None:
     """Ones as scales answer as the base does, so that no comparison of answers would tell."""
-    spec, _ = trained(tmp_path, "llama", method="ia3")
-    told = [event["message"] for event in of_type(train(spec)[1], "log")]
-    assert any("the fused layers know no IA3" in message for message in told)
+    spec, _ = trained(tmp_path, "llama", method=method)
+    told = [event["message"] for event in of_type(events_of(spec), "log")]
+    assert any(f"the fused layers know no {what}" in message for message in told)
 
 
 def test_ia3_has_pefts_places_by_the_models_names(tmp_path: Path) -> None:
@@ -228,7 +297,7 @@ def test_ia3_has_pefts_places_by_the_models_names(tmp_path: Path) -> None:
 
 def test_dropout_in_an_adapter_is_not_fused_and_said(tmp_path: Path) -> None:
     spec, _ = trained(tmp_path, "llama", hyperparameters__lora_dropout=0.1)
-    told = [event["message"] for event in of_type(train(spec)[1], "log")]
+    told = [event["message"] for event in of_type(events_of(spec), "log")]
     assert any("the fused layers know no dropout inside an adapter" in message for message in told)
 
 
@@ -237,7 +306,7 @@ def test_rslora_is_scaled_by_the_root_of_its_rank() -> None:
     assert LoraSettings(16, 8.0, 0.0, None, ()).scale == 0.5
 
 
-@pytest.mark.parametrize("method", ["rslora", "dora", "ia3"])
+@pytest.mark.parametrize("method", ["rslora", "dora", "ia3", "prompt", "prefix"])
 def test_an_adapter_is_gone_on_from_by_its_own_method_alone(tmp_path: Path, method: str) -> None:
     spec, folder = trained(tmp_path, "llama", method=method)
     first = read_tensors(folder / "adapter_model.safetensors")

@@ -272,6 +272,7 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "lora_dropout": 0.0,
             "target_modules": "all-linear",
             "trainable_layers": 1,
+            "num_virtual_tokens": 5,
             "early_stopping_patience": 0,
             "eval_steps": 0,
             "class_weights": "none",

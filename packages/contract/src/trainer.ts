@@ -18,7 +18,18 @@ export const taskSchema = z.enum([
   "preference",
   "pretraining",
 ]);
-export const methodSchema = z.enum(["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3"]);
+export const methodSchema = z.enum([
+  "full",
+  "lora",
+  "rslora",
+  "dora",
+  "qlora",
+  "freeze",
+  "head",
+  "ia3",
+  "prompt",
+  "prefix",
+]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
 export type Task = z.infer<typeof taskSchema>;
 export type Method = z.infer<typeof methodSchema>;
@@ -42,6 +53,7 @@ export const hyperparametersSchema = z.strictObject({
   lora_dropout: z.number().min(0).max(0.9),
   target_modules: z.union([z.literal("all-linear"), z.array(z.string().min(1).max(128)).min(1).max(64)]),
   trainable_layers: z.number().int().min(1).max(1000).describe("freeze: how many layers are trained, from the last"),
+  num_virtual_tokens: z.number().int().min(1).max(1000).describe("prompt and prefix: what stands before each row"),
   early_stopping_patience: z.number().int().min(0).max(100).describe("evaluations without gain; 0 is off"),
   eval_steps: z.number().int().min(0).max(100000).describe("optimiser steps between evaluations; 0 is once per epoch"),
   class_weights: z

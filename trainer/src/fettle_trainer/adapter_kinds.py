@@ -20,23 +20,37 @@ from .failure import TrainFailure
 from .ia3 import Ia3Settings, add_ia3, ia3_config, ia3_tensors, merge_ia3, read_ia3_settings
 from .spec import Method, Task
 from .tensor_files import read_tensors
+from .virtual_tokens import (
+    VirtualSettings,
+    add_virtual_tokens,
+    read_virtual_settings,
+    virtual_config,
+    virtual_tensors,
+)
 
-Settings = LoraSettings | Ia3Settings
+Settings = LoraSettings | Ia3Settings | VirtualSettings
 # Methods whose artefact is an adapter.
-ADAPTER_METHODS: tuple[Method, ...] = ("lora", "rslora", "dora", "ia3")
+ADAPTER_METHODS: tuple[Method, ...] = ("lora", "rslora", "dora", "ia3", "prompt", "prefix")
 
 
 def read_adapter(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
     """Raises TrainFailure for kinds of adapter we do not read."""
     config = cast("dict[str, Any]", json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
     kind = config.get("peft_type")
-    settings = read_ia3_settings(config) if kind == "IA3" else lora_settings_of(config)
+    if kind == "IA3":
+        settings: Settings = read_ia3_settings(config)
+    elif kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        settings = read_virtual_settings(config)
+    else:
+        settings = lora_settings_of(config)
     return settings, read_tensors(folder / "adapter_model.safetensors")
 
 
 def method_of(settings: Settings) -> Method:
     if isinstance(settings, Ia3Settings):
         return "ia3"
+    if isinstance(settings, VirtualSettings):
+        return settings.method
     return "dora" if settings.dora else "rslora" if settings.rslora else "lora"
 
 
@@ -44,6 +58,8 @@ def attach(model: Any, settings: Settings, seed: int) -> None:
     """Freezes the base and puts the adapter over it, as it begins."""
     if isinstance(settings, Ia3Settings):
         add_ia3(model, settings)
+    elif isinstance(settings, VirtualSettings):
+        add_virtual_tokens(model, settings, seed)
     else:
         add_lora(model, settings, seed)
 
@@ -52,6 +68,8 @@ def tensors_of(model: Any, settings: Settings) -> dict[str, Tensor]:
     """What adapter_model.safetensors holds."""
     if isinstance(settings, Ia3Settings):
         return ia3_tensors(model, settings)
+    if isinstance(settings, VirtualSettings):
+        return virtual_tensors(model)
     return adapter_tensors(model, settings)
 
 
@@ -59,6 +77,8 @@ def config_of(model: Any, settings: Settings, *, task: Task, base_name: str) -> 
     """adapter_config.json."""
     if isinstance(settings, Ia3Settings):
         return ia3_config(model, settings, task=task, base_name=base_name)
+    if isinstance(settings, VirtualSettings):
+        return virtual_config(model, settings, task=task, base_name=base_name)
     return adapter_config(model, settings, task=task, base_name=base_name)
 
 
@@ -72,14 +92,20 @@ def load(model: Any, settings: Settings, tensors: dict[str, Tensor]) -> None:
         raise TrainFailure(
             "incompatible_method",
             f"The adapter does not fit this model at {(missing + foreign + wrong)[0].removeprefix(PREFIX)}.",
-            "Use the base model, target_modules, method and lora_r the adapter was made with.",
+            "Use the base model and the settings the adapter was made with.",
         )
     for name, value in own.items():
         value.copy_(tensors[name])
 
 
 def merge(model: Any, settings: Settings) -> None:
-    """Folds the adapter into the base's own weights."""
+    """Folds the adapter into the base's own weights. Raises TrainFailure for virtual tokens."""
+    if isinstance(settings, VirtualSettings):
+        raise TrainFailure(
+            "export_not_possible",
+            f"Virtual tokens (method {settings.method!r}) stand before a text and are no change of a weight.",
+            "Export the adapter as it is; PEFT loads it over its base.",
+        )
     if isinstance(settings, Ia3Settings):
         merge_ia3(model)
     else:

@@ -21,9 +21,16 @@ from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .serve_artefact import read_pooling
 from .serve_refusal import ServeRefusal
-from .spec import Family, Hyperparameters, Method, Task, TrainSpec
+from .spec import Family, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
+from .virtual_tokens import VirtualSettings
+
+# A comparison of answers would not tell: such adapters begin by changing nothing, or lie outside the layers.
+_UNFUSED: dict[type, str] = {
+    Ia3Settings: "the fused layers know no IA3, which rescales their inputs",
+    VirtualSettings: "the fused layers know no virtual tokens before a row",
+}
 
 _DROPOUT_KEYS = (
     "dropout",
@@ -106,12 +113,13 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     adapter = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels, layers = None, "the fused layers know no IA3, which rescales their inputs"
-    if sharded:
-        layers = "its own layers, split over the ranks"
-    elif not isinstance(adapter, Ia3Settings):
+    kernels = None
+    layers = "its own layers, split over the ranks" if sharded else _UNFUSED.get(type(adapter), "")
+    if not layers:
         kernels, layers = enable_kernels(model, compute.dtype)
-    packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
+    virtual = adapter.count if isinstance(adapter, VirtualSettings) else 0
+    may_pack = is_decoder and not virtual
+    packed = may_pack and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
         prompts=prompts,
@@ -119,7 +127,7 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
         head_modules=heads,
         packed=packed,
         adapter=adapter,
-        max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
+        max_length=_row_bound(model, spec.hyperparameters.max_length, virtual),
         pad_id=pad_id,
         start_id=start_id(model, prompts, pad_id),
         kernels=kernels,
@@ -214,7 +222,12 @@ def load_prompts(folder: Path) -> PromptEncoder:
     return PromptEncoder(tokenizer)
 
 
-def _lora_settings(hyperparameters: Hyperparameters, method: Method, heads: tuple[str, ...]) -> LoraSettings:
+def _new_settings(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings:
+    hyperparameters, method = spec.hyperparameters, spec.method
+    if method == "ia3":
+        return ia3_settings(model, heads)
+    if method == "prompt" or method == "prefix":
+        return VirtualSettings(method, hyperparameters.num_virtual_tokens)
     targets = hyperparameters.target_modules
     return LoraSettings(
         r=hyperparameters.lora_r,
@@ -233,11 +246,7 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings | 
     if spec.method in ADAPTER_METHODS:
         if adapter is not None:
             return _go_on(model, spec, Path(adapter))
-        settings = (
-            ia3_settings(model, heads)
-            if spec.method == "ia3"
-            else _lora_settings(spec.hyperparameters, spec.method, heads)
-        )
+        settings = _new_settings(model, spec, heads)
         attach(model, settings, spec.seed)
         return settings
     if adapter is not None:
@@ -322,12 +331,12 @@ def start_id(model: Any, prompts: PromptEncoder, pad_id: int) -> int:
     return pad_id if start is None else start
 
 
-def _row_bound(model: Any, prompts: PromptEncoder, asked: int) -> int:
-    """Learned position tables end; RoBERTa's begin after the pad position."""
+def _row_bound(model: Any, asked: int, virtual: int) -> int:
+    """Learned position tables end; RoBERTa's begin after the pad position, and virtual tokens take theirs."""
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if most is None or config.model_type in ("t5", "mt5", "umt5", "longt5"):
         return asked
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"):
         most = int(most) - int(config.pad_token_id) - 1
-    return min(asked, int(most))
+    return min(asked, int(most) - virtual)

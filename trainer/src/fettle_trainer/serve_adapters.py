@@ -8,6 +8,7 @@ so one batch may mix adapters and bare rows. DoRA also scales the module's own o
 does that alone, or feeds the module a rescaled input.
 `modules_to_save` inside the base replace the module's output for their rows; those outside it (a head for
 classification) are kept in `Adapter.head` for serve_heads.py.
+Virtual tokens (prompt and prefix tuning) become keys and values that a generation begins with.
 Files are PEFT's format, safetensors only.
 """
 
@@ -28,8 +29,11 @@ from torch.nn import functional
 
 from .model_folder import check_adapter_folder
 from .serve_refusal import ServeRefusal
+from .virtual_tokens import NAME as VIRTUAL_NAME
+from .virtual_tokens import States, computed_states, stored_states
 
 _PREFIX = "base_model.model."
+_VIRTUAL = ("PROMPT_TUNING", "PREFIX_TUNING")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,18 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
-    """`saved`: replaced tensors of modules inside the base; `head`: of modules the base does not have."""
+    """`saved`: replaced tensors of modules inside the base; `head`: of modules the base does not have.
+    `before`: keys and values of virtual tokens, of each layer; they take `num_before` positions."""
 
     path: str
     deltas: dict[str, Delta] = field(repr=False)
     saved: dict[str, dict[str, Tensor]] = field(repr=False)
     head: dict[str, Tensor] = field(repr=False)
+    before: States = field(default_factory=list[tuple[Tensor, Tensor]], repr=False)
+
+    @property
+    def num_before(self) -> int:
+        return int(self.before[0][0].shape[2]) if self.before else 0
 
 
 @dataclass(slots=True)
@@ -104,6 +114,8 @@ class AdapterShelf:
     def _read(self, folder: Path) -> Adapter:
         check_adapter_folder(folder)
         config = _read_config(folder)
+        if config["peft_type"] in _VIRTUAL:
+            return Adapter(str(folder), {}, {}, {}, self._read_virtual(folder, config))
         deltas: dict[str, dict[str, Tensor]] = {}
         saved: dict[str, dict[str, Tensor]] = {}
         head: dict[str, Tensor] = {}
@@ -125,6 +137,30 @@ class AdapterShelf:
         for name in [*ready, *saved]:
             self._hook(name)
         return Adapter(str(folder), ready, saved, head)
+
+    @torch.no_grad()
+    def _read_virtual(self, folder: Path, config: dict[str, Any]) -> States:
+        """Outside of `rows`, so that the bare base reads a prompt."""
+        embeddings = _read_tensors(folder).get(VIRTUAL_NAME)
+        embed = self._model.get_input_embeddings().weight
+        is_prompt = config["peft_type"] == "PROMPT_TUNING"
+        try:
+            if embeddings is None or self._model.config.is_encoder_decoder:
+                raise ValueError("it takes a decoder, and a tensor prompt_embeddings")
+            own = embeddings.to(embed.device, embed.dtype)
+            trunk = self._model.base_model
+            bare = computed_states(trunk.forward, own if is_prompt else embed[:1])
+            heads = int(bare[0][0].shape[1])
+            states = bare if is_prompt else stored_states(own, layers=len(bare), heads=heads)
+            if states[0][0].shape[3] != bare[0][0].shape[3]:
+                raise ValueError(f"its heads have width {states[0][0].shape[3]}, not {bare[0][0].shape[3]}")
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            raise ServeRefusal(
+                "inference_failed",
+                f"Adapter {folder} does not fit this model ({error}). "
+                "Serve it over the base model it was trained on.",
+            ) from error
+        return states
 
     def _find(self, name: str) -> tuple[str, nn.Module] | None:
         """Canonical name and module: adapters of a bare trunk and of the same trunk under a head both fit."""
@@ -304,11 +340,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     kind = config.get("peft_type")
     unsupported = [name for name in ("layer_replication", "trainable_token_indices") if config.get(name)]
-    if kind not in ("LORA", "IA3") or unsupported:
+    if kind not in ("LORA", "IA3", *_VIRTUAL) or unsupported:
         what = f"with {', '.join(unsupported)}" if unsupported else f"of kind {kind}"
         raise ServeRefusal(
             "inference_failed",
-            f"Adapter {folder} is {what}; LoRA, rsLoRA, DoRA and IA3 adapters are served. Merge it first.",
+            f"Adapter {folder} is {what}; LoRA, rsLoRA, DoRA, IA3, prompts and prefixes are served. "
+            "Merge it first.",
         )
     return config
 

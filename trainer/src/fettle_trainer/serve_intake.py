@@ -51,10 +51,9 @@ class Intake:
         ids = self._checked(self._prompts.for_generation(request.prompt), "The prompt")
         seq2seq = served.family == "seq2seq"
         used = 0 if seq2seq else len(ids)
-        max_tokens = (
-            request.max_tokens if request.max_tokens is not None else max(served.context_length - used, 1)
-        )
-        if used + max_tokens > served.context_length or len(ids) > served.context_length:
+        length = served.context_length - (0 if adapter is None else adapter.num_before)
+        max_tokens = request.max_tokens if request.max_tokens is not None else max(length - used, 1)
+        if used + max_tokens > length or len(ids) > length:
             raise self._too_long(len(ids), request.max_tokens)
         options = GenerationOptions(
             max_tokens, request.sampling, request.stop, request.logprobs, request.json_mode, request.echo

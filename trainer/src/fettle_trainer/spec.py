@@ -25,7 +25,7 @@ Task = Literal[
     "preference",
     "pretraining",
 ]
-Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3"]
+Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3", "prompt", "prefix"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
 
@@ -80,6 +80,7 @@ class Hyperparameters:
     lora_dropout: float = _number(0, 0.9)
     target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
     trainable_layers: int = _number(1, 1000)
+    num_virtual_tokens: int = _number(1, 1000)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
     class_weights: Literal["none", "balanced"] = field()
@@ -163,6 +164,11 @@ def parse_spec(value: object) -> TrainSpec:
         raise SpecError(f"spec.data.labels: {spec.task} needs at least {needed} class names.")
     if spec.method == "qlora":
         raise SpecError("spec.method 'qlora' is not built: 4-bit weights need a GPU. Use method 'lora'.")
+    if spec.method in ("prompt", "prefix") and spec.task not in ("chat", "pretraining"):
+        raise SpecError(
+            f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "
+            f"{spec.task!r} is not: use method 'lora'."
+        )
     if spec.method == "head" and spec.task in _HEADLESS:
         raise SpecError(
             f"spec.method 'head' trains a new head, and task {spec.task!r} has none: "

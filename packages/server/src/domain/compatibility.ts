@@ -1,6 +1,6 @@
 /** Which family of models does which task, with which rows and which method. Pure. */
 import type { Family, Method, RowKind, Task } from "@fettle/contract";
-import { leavesAdapter } from "./methods.js";
+import { leavesAdapter, readsVirtualTokens } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 interface Way {
@@ -92,7 +92,9 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     const why =
       wanted.method === "head"
         ? ` A head is what is put on top for classification; ${way.task} uses the model's own output.`
-        : "";
+        : readsVirtualTokens(wanted.method)
+          ? " Virtual tokens are read before a text that a decoder goes on with."
+          : "";
     return refused(
       "incompatible_method",
       "method",
@@ -109,8 +111,14 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
-/** Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. */
-const methodsOf = ({ methods }: Way): Method[] => methods.flatMap((method) => [method, ...(kin[method] ?? [])]);
+/**
+ * Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. Virtual tokens stand before
+ * a text that is gone on with.
+ */
+const methodsOf = ({ family, task, methods }: Way): Method[] => [
+  ...methods.flatMap((method) => [method, ...(kin[method] ?? [])]),
+  ...(family === "decoder" && (task === "chat" || task === "pretraining") ? (["prompt", "prefix"] as const) : []),
+];
 const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
 
 /** Methods that no model and no task can be tuned with, and why. */

@@ -1,5 +1,6 @@
 /** How much memory and time a run will take, before it starts. Pure. An estimate, on the high side: fp32, no recomputation. */
 import type { Family, Method } from "@fettle/contract";
+import { readsVirtualTokens } from "./methods.js";
 import type { Pace } from "./pace.js";
 
 export interface ModelSize {
@@ -48,6 +49,8 @@ export function trainedParameters(size: ModelSize, { method, loraR, trainableLay
   if (method === "head") return size.hiddenSize * (size.hiddenSize + 2);
   // Keys, values and what enters the feed-forward's second layer, about four widths.
   if (method === "ia3") return size.numLayers * 6 * size.hiddenSize;
+  // A hundred virtual tokens, more than most use: their keys and values in each layer.
+  if (readsVirtualTokens(method)) return 100 * 2 * size.numLayers * size.hiddenSize;
   return size.numLayers * loraR * linearWidths * size.hiddenSize;
 }
 

@@ -2,7 +2,7 @@
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
 import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
-import { hasRank } from "./methods.js";
+import { hasRank, readsVirtualTokens } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 export interface Situation {
@@ -91,6 +91,7 @@ const rules: Record<keyof Hyperparameters, Rule> = {
     value: Math.max(1, Math.min(2, numLayers - 1)),
     reason: method === "freeze" ? "the last layers hold most of what is particular to a task" : notUsed,
   }),
+  num_virtual_tokens: ({ method }) => ({ value: 20, reason: readsVirtualTokens(method) ? "usual" : notUsed }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation
       ? { value: 3, reason: "stops after 3 evaluations without gain" }
@@ -182,6 +183,7 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   per_device_train_batch_size: "Typical: 4 to 32.",
   lora_r: "Typical: 8 to 64.",
   trainable_layers: "Typical: 1 to 4.",
+  num_virtual_tokens: "Typical: 10 to 100.",
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
   beta: "Typical: 0.1 to 0.5.",
@@ -229,6 +231,7 @@ const bounds: Record<keyof Hyperparameters, string> = {
   lora_dropout: "a number from 0 to 0.9",
   target_modules: '"all-linear" or a list of 1 to 64 module names',
   trainable_layers: "a whole number from 1 to 1000",
+  num_virtual_tokens: "a whole number from 1 to 1000",
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
   class_weights: '"none" or "balanced"',
@@ -329,6 +332,7 @@ function learningRateRule({ family, task, method, numParameters }: Situation): {
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (readsVirtualTokens(method)) return { value: 1e-2, reason: "usual for virtual tokens, which are few" };
   if (method === "ia3") return { value: 5e-3, reason: "usual for ia3: factors begin as ones, and few are trained" };
   if (task === "preference")
     return {

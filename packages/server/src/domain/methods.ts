@@ -32,6 +32,16 @@ export const methodFacts: Record<Method, MethodFacts> = {
     leaves: "adapter",
     hasRank: false,
   },
+  prompt: {
+    trains: "`num_virtual_tokens` embeddings that a decoder reads before each row; slow to learn, a few kilobytes",
+    leaves: "adapter",
+    hasRank: false,
+  },
+  prefix: {
+    trains: "as prompt, but the keys and values of those tokens in every layer",
+    leaves: "adapter",
+    hasRank: false,
+  },
   full: { trains: "every weight", leaves: "model", hasRank: false },
   freeze: {
     trains: "the last `trainable_layers` layers (of an encoder-decoder: of its decoder), and a new head",
@@ -43,5 +53,8 @@ export const methodFacts: Record<Method, MethodFacts> = {
 
 export const leavesAdapter = (method: Method | undefined): boolean =>
   method !== undefined && methodFacts[method].leaves === "adapter";
+
+/** Virtual tokens stand before a text and are no change of a weight: there is nothing to fold in. */
+export const readsVirtualTokens = (method: Method): boolean => method === "prompt" || method === "prefix";
 
 export const hasRank = (method: Method): boolean => methodFacts[method].hasRank;

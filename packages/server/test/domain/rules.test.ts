@@ -68,6 +68,7 @@ describe("chooseWay", () => {
     [{ method: "freeze" }, "chat", "freeze"],
     [{ family: "seq2seq", rows: "pair", method: "rslora" }, "seq2seq", "rslora"],
     [{ tunedBy: "dora" }, "chat", "dora"],
+    [{ method: "prefix" }, "chat", "prefix"],
     [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
   ])("%j -> %s by %s", (change, task, method) => {
@@ -89,7 +90,11 @@ describe("chooseWay", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full" or "freeze".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze", "prompt" or "prefix".',
+    ],
+    [
+      { rows: "classification", method: "prompt" },
+      'The method "prompt" cannot do the task "classification" with m. Virtual tokens are read before a text that a decoder goes on with. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze" or "head".',
     ],
     [
       { method: "qlora" },
