@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
+from .adapters import LoraSettings, add_lora, load_adapter, merge_lora, read_adapter, settings_of
 from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .kernels import Kernels
@@ -210,11 +210,7 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
         load_adapter(model, settings, tensors)
         return settings
     if adapter is not None:
-        raise TrainFailure(
-            "incompatible_method",
-            f"Method {spec.method!r} cannot go on from an adapter.",
-            "Use method 'lora', or merge the adapter into its base first.",
-        )
+        _fold_in(model, Path(adapter), spec.seed)
     if spec.method == "head":
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -222,6 +218,19 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSetting
             for parameter in model.get_submodule(name).parameters():
                 parameter.requires_grad_(True)
     return None
+
+
+def _fold_in(model: Any, adapter: Path, seed: int) -> None:
+    """The adapter becomes part of the weights, all of them thawed. An adapter of text serves a new head too.
+    Raises TrainFailure when it does not fit."""
+    check_adapter_folder(adapter)
+    config, tensors = read_adapter(adapter)
+    settings = settings_of(config)
+    add_lora(model, settings, seed)
+    load_adapter(model, settings, tensors)
+    merge_lora(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
 
 
 def _head_modules(model: Any, missing: set[str]) -> tuple[str, ...]:

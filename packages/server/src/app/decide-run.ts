@@ -94,6 +94,7 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
     task: run.request.task,
     method: run.request.method,
     tunedBy: model.tuned?.method ?? null,
+    tunedFor: model.tuned?.task ?? null,
   });
   if (way.ok || way.refusal.param !== "model") return way;
   const would = known.find((candidate) => familiesFor(rows).includes(candidate.family));
@@ -125,7 +126,8 @@ function hyperparametersFor(
     numRows: facts.numTrainRows,
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
-    adapter,
+    // Folded into its base by other methods, it has no shape left to keep.
+    adapter: method === "lora" ? adapter : null,
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,

@@ -41,6 +41,8 @@ export interface Wanted {
   method: Method | null;
   /** How the tuned model that is gone on from was made; null for a base model. */
   tunedBy: Method | null;
+  /** And for which task. */
+  tunedFor: Task | null;
 }
 
 export interface Chosen {
@@ -62,6 +64,8 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
   if (way === undefined) return refused("incompatible_method", task === null ? "model" : "task", explain(wanted));
   const taskReason =
     task === null ? `${wanted.model} is ${familyWords[family]} and the file holds ${rowWords[rows]}` : null;
+  const lost = lostOutput(wanted, way.task);
+  if (lost !== null) return refused("incompatible_method", "model", lost);
   if (wanted.method === null) {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
@@ -78,17 +82,31 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
       `The method "${wanted.method}" cannot do the task "${way.task}" with ${wanted.model}.${why} Use the method ${works}.`,
     );
   }
-  if (wanted.tunedBy === "lora" && wanted.method !== "lora") {
+  if (wanted.method === "lora" && wanted.tunedBy === "lora" && needsNewOutput(wanted, way.task))
     return refused(
       "incompatible_method",
       "method",
-      `${wanted.model} is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.`,
+      `${wanted.model} is a LoRA adapter without the output that the task "${way.task}" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.`,
     );
-  }
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
-function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
+/** Tasks of one output go on from each other: a model that writes text learns preferences and documents too. */
+const outputOf = (task: Task): Task => (task === "preference" || task === "pretraining" ? "chat" : task);
+
+const needsNewOutput = ({ tunedFor }: Wanted, task: Task): boolean =>
+  tunedFor !== null && outputOf(tunedFor) !== outputOf(task);
+
+/** A new output can be put on what wrote text; what writes text is gone from what was tuned for another output. */
+function lostOutput(wanted: Wanted, task: Task): string | null {
+  if (!needsNewOutput(wanted, task) || outputOf(wanted.tunedFor ?? task) === "chat") return null;
+  return `${wanted.model} was tuned for the task "${wanted.tunedFor}" and has no output for "${task}". Begin from its base model, or give a file for "${wanted.tunedFor}".`;
+}
+
+function defaultMethod(wanted: Wanted, way: Way): [Method, string] {
+  const { tunedBy, family, numParameters } = wanted;
+  if (tunedBy === "lora" && needsNewOutput(wanted, way.task))
+    return ["full", "the task needs a new output, so the adapter to go on from is folded into its base first"];
   if (tunedBy === "lora") return ["lora", "the model to go on from is a LoRA adapter"];
   if (family !== "decoder" && numParameters < smallParameters)
     return ["full", `${millions(numParameters)} parameters are few enough to tune all of them`];

@@ -40,6 +40,7 @@ describe("chooseWay", () => {
     task: null,
     method: null,
     tunedBy: null,
+    tunedFor: null,
   };
   it.each<[Partial<Wanted>, string, string]>([
     [{}, "chat", "lora"],
@@ -51,6 +52,9 @@ describe("chooseWay", () => {
     [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
     [{ method: "full" }, "chat", "full"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
+    [{ rows: "preference", tunedBy: "lora", tunedFor: "chat" }, "preference", "lora"],
+    [{ rows: "chat", tunedBy: "lora", tunedFor: "pretraining", method: "full" }, "chat", "full"],
+    [{ rows: "classification", tunedBy: "lora", tunedFor: "chat" }, "classification", "full"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
   });
@@ -73,8 +77,12 @@ describe("chooseWay", () => {
       'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "full".',
     ],
     [
-      { method: "full", tunedBy: "lora" },
-      'm is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.',
+      { rows: "classification", method: "lora", tunedBy: "lora", tunedFor: "chat" },
+      'm is a LoRA adapter without the output that the task "classification" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.',
+    ],
+    [
+      { tunedBy: "full", tunedFor: "classification" },
+      'm was tuned for the task "classification" and has no output for "chat". Begin from its base model, or give a file for "classification".',
     ],
   ])("%j is refused", (change, message) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({
