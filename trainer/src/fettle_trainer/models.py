@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, method_of, read_adapter
+from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, merge, method_of, read_adapter
 from .adapters import LoraSettings
 from .device import Compute, seed_everything
 from .failure import TrainFailure
@@ -250,11 +250,7 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings | 
         attach(model, settings, spec.seed)
         return settings
     if adapter is not None:
-        raise TrainFailure(
-            "incompatible_method",
-            f"Method {spec.method!r} cannot go on from an adapter.",
-            "Use method 'lora', or merge the adapter into its base first.",
-        )
+        _fold_in(model, Path(adapter), spec.seed)
     if spec.method == "head":
         train_heads(model, heads)
     if spec.method == "freeze":
@@ -278,6 +274,24 @@ def _go_on(model: Any, spec: TrainSpec, folder: Path) -> Settings:
     attach(model, settings, spec.seed)
     load(model, settings, tensors)
     return settings
+
+
+def _fold_in(model: Any, folder: Path, seed: int) -> None:
+    """The adapter becomes part of the weights, all of them thawed. An adapter of text serves a new head too.
+    Raises TrainFailure when it does not fit."""
+    check_adapter_folder(folder)
+    settings, tensors = read_adapter(folder)
+    if isinstance(settings, VirtualSettings):
+        raise TrainFailure(
+            "incompatible_method",
+            "The adapter is virtual tokens, which no weight can take in.",
+            f"Use method {method_of(settings)!r}, or begin from the base model.",
+        )
+    attach(model, settings, seed)
+    load(model, settings, tensors)
+    merge(model, settings)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
 
 
 def _head_modules(model: Any, missing: set[str]) -> tuple[str, ...]:

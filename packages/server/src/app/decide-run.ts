@@ -6,6 +6,7 @@ import { memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
 import type { Estimate, Run, RunAction } from "../domain/job.js";
 import { type LabelSet, labelSet, type LabelTask } from "../domain/labels.js";
+import { leavesAdapter } from "../domain/methods.js";
 import { paceOf, type Trained } from "../domain/pace.js";
 import { type Decided, decided, refused } from "../domain/refusal.js";
 import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
@@ -94,6 +95,7 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
     task: run.request.task,
     method: run.request.method,
     tunedBy: model.tuned?.method ?? null,
+    tunedFor: model.tuned?.task ?? null,
   });
   if (way.ok || way.refusal.param !== "model") return way;
   const would = known.find((candidate) => familiesFor(rows).includes(candidate.family));
@@ -135,7 +137,8 @@ function hyperparametersFor(
     numRows: facts.numTrainRows,
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
-    adapter,
+    // Folded into its base by other methods, it has no shape left to keep.
+    adapter: leavesAdapter(method) ? adapter : null,
     labels: facts.labels,
     scores: facts.scores ?? null,
     rowsThatFit: (length) =>

@@ -59,6 +59,8 @@ export interface Wanted {
   method: Method | null;
   /** How the tuned model that is gone on from was made; null for a base model. */
   tunedBy: Method | null;
+  /** And for which task. */
+  tunedFor: Task | null;
 }
 
 export interface Chosen {
@@ -80,6 +82,8 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
   if (way === undefined) return refused("incompatible_method", task === null ? "model" : "task", explain(wanted));
   const taskReason =
     task === null ? `${wanted.model} is ${familyWords[family]} and the file holds ${rowWords[rows]}` : null;
+  const lost = lostOutput(wanted, way.task);
+  if (lost !== null) return refused("incompatible_method", "model", lost);
   if (wanted.method === null) {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
@@ -101,13 +105,19 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
       `The method "${wanted.method}" cannot do the task "${way.task}" with ${wanted.model}.${why} Use the method ${works}.`,
     );
   }
-  if (wanted.tunedBy !== null && leavesAdapter(wanted.tunedBy) && wanted.method !== wanted.tunedBy) {
+  const { tunedBy } = wanted;
+  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method !== tunedBy && !folds(tunedBy, wanted.method))
     return refused(
       "incompatible_method",
       "method",
-      `${wanted.model} is an adapter made with the method "${wanted.tunedBy}": it can only be gone on from with the same. Use "${wanted.tunedBy}", or begin from its base model.`,
+      `${wanted.model} is an adapter made with the method "${tunedBy}": it can only be gone on from with the same. Use "${tunedBy}", or begin from its base model.`,
     );
-  }
+  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method === tunedBy && needsNewOutput(wanted, way.task))
+    return refused(
+      "incompatible_method",
+      "method",
+      `${wanted.model} is an adapter without the output that the task "${way.task}" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.`,
+    );
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
@@ -135,7 +145,27 @@ export const matrix = ways.map((way) => ({
   methods: methodsOf(way),
 }));
 
-function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
+/** Whether the weights take the adapter in before they are trained. Virtual tokens are no change of a weight. */
+const folds = (tunedBy: Method, method: Method): boolean => !readsVirtualTokens(tunedBy) && !leavesAdapter(method);
+
+/** Tasks of one output go on from each other: a model that writes text learns preferences and documents too. */
+const outputOf = (task: Task): Task => (task === "preference" || task === "pretraining" ? "chat" : task);
+
+const needsNewOutput = ({ tunedFor }: Wanted, task: Task): boolean =>
+  tunedFor !== null && outputOf(tunedFor) !== outputOf(task);
+
+/** A new output can be put on what wrote text; what writes text is gone from what was tuned for another output. */
+function lostOutput(wanted: Wanted, task: Task): string | null {
+  if (wanted.tunedBy !== null && readsVirtualTokens(wanted.tunedBy) && needsNewOutput(wanted, task))
+    return `${wanted.model} is virtual tokens before a text, and the task "${task}" needs a new output. Begin from its base model.`;
+  if (!needsNewOutput(wanted, task) || outputOf(wanted.tunedFor ?? task) === "chat") return null;
+  return `${wanted.model} was tuned for the task "${wanted.tunedFor}" and has no output for "${task}". Begin from its base model, or give a file for "${wanted.tunedFor}".`;
+}
+
+function defaultMethod(wanted: Wanted, way: Way): [Method, string] {
+  const { tunedBy, family, numParameters } = wanted;
+  if (tunedBy !== null && leavesAdapter(tunedBy) && !readsVirtualTokens(tunedBy) && needsNewOutput(wanted, way.task))
+    return ["full", "the task needs a new output, so the adapter to go on from is folded into its base first"];
   if (tunedBy !== null && leavesAdapter(tunedBy))
     return [tunedBy, `the model to go on from is an adapter made with ${tunedBy}`];
   if (family !== "decoder" && numParameters < smallParameters)

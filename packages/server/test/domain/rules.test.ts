@@ -48,6 +48,7 @@ describe("chooseWay", () => {
     task: null,
     method: null,
     tunedBy: null,
+    tunedFor: null,
   };
   it.each<[Partial<Wanted>, string, string]>([
     [{}, "chat", "lora"],
@@ -71,6 +72,9 @@ describe("chooseWay", () => {
     [{ method: "prefix" }, "chat", "prefix"],
     [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
+    [{ rows: "preference", tunedBy: "lora", tunedFor: "chat" }, "preference", "lora"],
+    [{ rows: "chat", tunedBy: "lora", tunedFor: "pretraining", method: "full" }, "chat", "full"],
+    [{ rows: "classification", tunedBy: "lora", tunedFor: "chat" }, "classification", "full"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
   });
@@ -105,8 +109,16 @@ describe("chooseWay", () => {
       'm is an adapter made with the method "dora": it can only be gone on from with the same. Use "dora", or begin from its base model.',
     ],
     [
-      { method: "full", tunedBy: "lora" },
-      'm is an adapter made with the method "lora": it can only be gone on from with the same. Use "lora", or begin from its base model.',
+      { rows: "classification", method: "lora", tunedBy: "lora", tunedFor: "chat" },
+      'm is an adapter without the output that the task "classification" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.',
+    ],
+    [
+      { rows: "classification", tunedBy: "prefix", tunedFor: "chat" },
+      'm is virtual tokens before a text, and the task "classification" needs a new output. Begin from its base model.',
+    ],
+    [
+      { tunedBy: "full", tunedFor: "classification" },
+      'm was tuned for the task "classification" and has no output for "chat". Begin from its base model, or give a file for "classification".',
     ],
   ])("%j is refused", (change, message) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({
@@ -131,6 +143,7 @@ describe("the matrix", () => {
       rows: "chat",
       task: null,
       method: null,
+      tunedFor: null,
       tunedBy: null,
       ...one,
     });
