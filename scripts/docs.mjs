@@ -57,13 +57,14 @@ export function methodsPage() {
     task: null,
     method: null,
     tunedBy: null,
+    tunedFor: null,
   };
   const refused = [
     { family: "seq2seq", rows: "pair", method: "head" },
     { method: "qlora" },
     { rows: "classification", method: "prompt" },
     { family: "encoder" },
-    { method: "full", tunedBy: "dora" },
+    { method: "lora", tunedBy: "dora", tunedFor: "chat" },
   ].map((change) => `> ${chooseWay({ ...wanted, ...change }).refusal.message}`);
   return `${[
     "# Methods",
