@@ -52,8 +52,8 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
     kind = next((kind for kind in _ANSWERS if kind.fits(model)), None)
     if kind is None:
         return None, f"there are no fused layers for {model.config.model_type}"
-    if model.device.type != "cpu":
-        return None, "the fused layers are for CPUs"
+    if model.device.type != "cpu" and kind is not decoder:
+        return None, f"the fused layers for {model.config.model_type} are for CPUs"
     if any(layer.dropout for _, layer in lora_layers(model)):
         return None, "the fused layers know no dropout inside an adapter: lora_dropout 0 is faster"
     if any(layer.magnitude is not None for _, layer in lora_layers(model)):
