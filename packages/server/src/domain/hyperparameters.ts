@@ -124,7 +124,7 @@ function classWeightsRule({ task, labels }: Situation): { value: string; reason:
   const told = `"${most[0]}" has ${most[1]} rows, "${least[0]}" ${least[1]}`;
   return most[1] > severeImbalance * least[1]
     ? { value: "balanced", reason: `${told}: without weights the rare class would hardly be learnt` }
-    : { value: "none", reason: `${told}: less than ${severeImbalance} to 1 apart` };
+    : { value: "none", reason: `${told}: at most ${severeImbalance} to 1 apart` };
 }
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */

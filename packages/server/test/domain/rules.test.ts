@@ -243,7 +243,7 @@ describe("resolveHyperparameters", () => {
       "balanced",
       '"ham" has 110 rows, "spam" 10: without weights the rare class would hardly be learnt',
     ],
-    [{ ham: 100, spam: 10 }, "none", '"ham" has 100 rows, "spam" 10: less than 10 to 1 apart'],
+    [{ ham: 100, spam: 10 }, "none", '"ham" has 100 rows, "spam" 10: at most 10 to 1 apart'],
   ])("weighs the classes of %j: %s", (labels, value, reason) => {
     expect(chosen({ task: "classification", labels }, "class_weights")).toMatchObject({ value, reason });
   });
