@@ -78,7 +78,8 @@ def test_a_new_head_is_put_on_a_model_that_wrote_text(tmp_path: Path) -> None:
     assert train(spec_of(tmp_path, "llama", "first"))[0] == 0
     rows = write_rows(tmp_path / "classes.jsonl", class_rows(16, seed=1))
     spec = make_spec(
-        tmp_path / "llama", rows, tmp_path / "second", task="classification", method="head", data__labels=LABELS,
+        tmp_path / "llama", rows, tmp_path / "second",
+        task="classification", method="head", data__labels=LABELS,
         base_model__adapter_path=str(tmp_path / "first" / "artefact"),
     )  # fmt: skip
     code, events = train(spec)

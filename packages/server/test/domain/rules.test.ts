@@ -39,17 +39,18 @@ describe("nearestName", () => {
     ));
 });
 
+const wanted: Wanted = {
+  model: "m",
+  family: "decoder",
+  numParameters: 135e6,
+  rows: "chat",
+  task: null,
+  method: null,
+  tunedBy: null,
+  tunedFor: null,
+};
+
 describe("chooseWay", () => {
-  const wanted: Wanted = {
-    model: "m",
-    family: "decoder",
-    numParameters: 135e6,
-    rows: "chat",
-    task: null,
-    method: null,
-    tunedBy: null,
-    tunedFor: null,
-  };
   it.each<[Partial<Wanted>, string, string]>([
     [{}, "chat", "lora"],
     [{ rows: "pair" }, "chat", "lora"],
@@ -78,7 +79,9 @@ describe("chooseWay", () => {
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
   });
+});
 
+describe("chooseWay refuses", () => {
   it.each<[Partial<Wanted>, string]>([
     [
       { family: "encoder" },

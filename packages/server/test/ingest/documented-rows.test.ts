@@ -20,7 +20,16 @@ it.each(documented)("$task is what its row makes of a model", async ({ task, row
   expect(told).toEqual([]);
   if (kind === null) throw new Error("no kind of row");
   const chosen = (["decoder", "encoder", "seq2seq"] as const).map((family) =>
-    chooseWay({ model: "m", family, numParameters: 1e9, rows: kind, task: null, method: null, tunedBy: null }),
+    chooseWay({
+      model: "m",
+      family,
+      numParameters: 1e9,
+      rows: kind,
+      task: null,
+      method: null,
+      tunedBy: null,
+      tunedFor: null,
+    }),
   );
   expect(chosen.flatMap((one) => (one.ok ? [one.value.task] : []))).toContain(task);
 });
