@@ -235,6 +235,17 @@ def _mean(output: Any) -> Tensor:
     return functional.normalize(output.last_hidden_state[0].mean(dim=0), dim=-1)
 
 
+def test_pairs_are_classified_as_pairs(folder: Path) -> None:
+    model = tuned(folder, "classification", "bert", "lora")
+    asked = [("login", FOX), ("login broken",), ("refund", "my invoice")]
+    said = model.ask("classify", [dict(zip(("text", "second"), one, strict=False)) for one in asked])
+    for one, scores in zip(asked, said["scores"], strict=True):
+        expected = torch.softmax(model.reference(*one)[1].logits[0], dim=-1).tolist()
+        found = {score["label"]: score["probability"] for score in scores}
+        assert [found[label] for label in LABELS] == pytest.approx(expected, abs=1e-5)
+    assert said["scores"] != model.ask("classify", ["login", "login broken", "refund"])["scores"]
+
+
 def test_a_model_that_was_tuned_otherwise_predicts_nothing(folder: Path) -> None:
     model = tuned(folder, "classification", "bert", "full")
     refused = model.ask("predict", [{"text": "login"}])

@@ -4,6 +4,7 @@ import {
   type ChatCompletionChunk,
   chatCompletionChunkSchema,
   chatCompletionSchema,
+  type ClassifyRequest,
   type ClassifyResult,
   classifyResultSchema,
   createdKeySchema,
@@ -72,10 +73,7 @@ export class Fettle {
   }
 
   /** Labels of one text or many, with the probability of each. */
-  classify(
-    request: { model: string; input: string | string[] },
-    { signal }: { signal?: AbortSignal } = {},
-  ): Promise<ClassifyResult> {
+  classify(request: ClassifyRequest, { signal }: { signal?: AbortSignal } = {}): Promise<ClassifyResult> {
     return this.connection.json(
       { method: "POST", path: "/api/classify", json: request, ...(signal && { signal }) },
       classifyResultSchema,

@@ -170,10 +170,16 @@ export const exportMergedHeader = "x-fettle-merged";
 /** The last file of an export that failed after its beginning; holds an error body. */
 export const exportErrorName = "fettle-error.json";
 
+const askedTextSchema = z.string().min(1).max(1_000_000);
+/** Of a model whose rows had text_pair, both texts. */
+const classifyInputSchema = z.union([
+  askedTextSchema,
+  z.strictObject({ text: askedTextSchema, text_pair: askedTextSchema.optional() }),
+]);
 export const classifyRequestSchema = z
   .strictObject({
     model: modelNameSchema,
-    input: z.union([z.string().min(1).max(1_000_000), z.array(z.string().min(1).max(1_000_000)).min(1).max(2048)]),
+    input: z.union([classifyInputSchema, z.array(classifyInputSchema).min(1).max(2048)]),
   })
   .meta({ id: "ClassifyRequest" });
 export type ClassifyRequest = z.infer<typeof classifyRequestSchema>;
@@ -194,7 +200,6 @@ export const classifyResultSchema = z
   .meta({ id: "ClassifyResult" });
 export type ClassifyResult = z.infer<typeof classifyResultSchema>;
 
-const askedTextSchema = z.string().min(1).max(1_000_000);
 /** A text alone, or the fields that the rows of the model's task have. */
 export const predictInputSchema = z.union([
   askedTextSchema,

@@ -8,7 +8,7 @@ Requests. `id` is the caller's, unique among those in flight; `adapter` is a fol
     {"id", "op": "generate", "adapter", "prompt": {"messages": [], "tools"?: []} | {"text"} | {"tokens": []},
      "max_tokens": n|null, "temperature", "top_p", "stop": [], "seed": n|null, "frequency_penalty",
      "presence_penalty", "logit_bias": {"<token id>": bias}, "logprobs": n|null, "json_mode", "echo"}
-    {"id", "op": "classify", "adapter", "inputs": [text]}
+    {"id", "op": "classify", "adapter", "inputs": [text | {"text", "second"?}]}
     {"id", "op": "predict", "adapter", "inputs": [{"text", "second"?}]}     two texts: prompt and what was
                                                                     said to it, or question and context
     {"id", "op": "embed", "adapter", "inputs": [text | [token id]]}
@@ -58,7 +58,7 @@ from .serve_encode import EncodeEngine, EncodeJob
 from .serve_intake import Intake
 from .serve_models import ServedModel, load_model
 from .serve_refusal import ServeRefusal
-from .serve_requests import CancelRequest, GenerateRequest, PredictRequest, parse_line
+from .serve_requests import CancelRequest, GenerateRequest, parse_line
 
 STATE_SECONDS = 2.0
 
@@ -100,8 +100,7 @@ class ModelProcess:
             if isinstance(request, GenerateRequest):
                 self._begin_generation(self._intake.generation(request))
             else:
-                predicts = isinstance(request, PredictRequest)
-                job = self._intake.prediction(request) if predicts else self._intake.encoding(request)
+                job = self._intake.encoding(request)
                 self._running[job.id] = job
                 self._encoding.submit(job)
         except Exception as error:

@@ -17,7 +17,7 @@ from .serve_models import ServedModel
 from .serve_predict import predictor_of
 from .serve_prompts import PromptWriter
 from .serve_refusal import ServeRefusal
-from .serve_requests import EncodeRequest, GenerateRequest, PredictRequest
+from .serve_requests import ClassifyRequest, EmbedRequest, EncodeRequest, GenerateRequest, PredictRequest
 from .tokenizer import decoder_start
 
 
@@ -71,37 +71,40 @@ class Intake:
         return GenerationJob(request.id, adapter, generation, ids)
 
     def encoding(self, request: EncodeRequest) -> EncodeJob:
-        """ServeRefusal when no head can classify, no encoder can embed, or a text is too long."""
+        """ServeRefusal when no head can answer, no encoder can embed, or a text is too long."""
+        if isinstance(request, EmbedRequest):
+            return self._embedding(request)
+        if isinstance(request, ClassifyRequest):
+            return self._classification(request)
+        return self._prediction(request)
+
+    def _embedding(self, request: EmbedRequest) -> EncodeJob:
         served = self._served
-        adapter, fitted = self._adapter(request.adapter)
-        if not request.classify:
-            if served.family != "encoder":
-                raise ServeRefusal(
-                    "unsupported_parameter",
-                    f"{served.folder} is a {served.family}; embeddings need an encoder model.",
-                )
-            limit = min(served.context_length, served.pooling.max_length or served.context_length)
-            texts = [self._prompts.for_embedding(given) for given in request.inputs]
-            return EncodeJob(
-                request.id,
-                adapter,
-                None,
-                [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)],
+        adapter, _ = self._adapter(request.adapter)
+        if served.family != "encoder":
+            raise ServeRefusal(
+                "unsupported_parameter",
+                f"{served.folder} is a {served.family}; embeddings need an encoder model.",
             )
+        limit = min(served.context_length, served.pooling.max_length or served.context_length)
+        texts = [self._prompts.for_embedding(given) for given in request.inputs]
+        ids = [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)]
+        return EncodeJob(request.id, adapter, None, ids)
+
+    def _classification(self, request: ClassifyRequest) -> EncodeJob:
+        adapter, fitted = self._adapter(request.adapter)
         head, artefact, limit = self._answering(adapter, fitted)
         if not head.classifies:
             raise ServeRefusal(
                 "unsupported_parameter",
-                f"{request.adapter or served.folder} has no labels: it was tuned for {artefact.task}. "
+                f"{request.adapter or self._served.folder} has no labels: it was tuned for {artefact.task}. "
                 "Ask it to predict.",
             )
-        texts = [self._prompts.for_classification(given, limit) for given in request.inputs]
-        return EncodeJob(
-            request.id, adapter, head, [self._checked(ids, f"Text {n}", limit) for n, ids in enumerate(texts)]
-        )
+        pieces = [self._prompts.for_classification(given, limit) for given in request.inputs]
+        ids = [self._checked(piece.ids, f"Text {n}", limit) for n, piece in enumerate(pieces)]
+        return EncodeJob(request.id, adapter, head, ids, types=[piece.types for piece in pieces])
 
-    def prediction(self, request: PredictRequest) -> EncodeJob:
-        """ServeRefusal when the model was not tuned to predict, or cannot read an input."""
+    def _prediction(self, request: PredictRequest) -> EncodeJob:
         adapter, fitted = self._adapter(request.adapter)
         head, artefact, limit = self._answering(adapter, fitted)
         predictor = predictor_of(artefact, request.adapter or str(self._served.folder))

@@ -31,12 +31,14 @@ class PromptWriter:
             raise ServeRefusal("invalid_request", str(error)) from error
         return prompt.tokens
 
-    def for_classification(self, given: str | list[int], limit: int) -> list[int]:
-        """A text is cut to `limit` tokens as in training; token ids are taken as they are."""
-        if not isinstance(given, str):
-            return given
+    def for_classification(self, given: str | list[int] | Asked, limit: int) -> Piece:
+        """Texts are cut to `limit` tokens as in training; token ids are taken as they are."""
+        if isinstance(given, list):
+            return Piece(given, [])
+        asked = Asked(given, None) if isinstance(given, str) else given
         try:
-            return self._encoder.classification_text(given, None, limit).ids
+            text = self._encoder.classification_text(asked.text, asked.second, limit)
+            return Piece(text.ids, text.types)
         except PromptError as error:
             raise ServeRefusal("invalid_request", str(error)) from error
 

@@ -47,21 +47,29 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeRequest:
-    """`classify` wants label probabilities of each input, otherwise vectors."""
+class Asked:
+    """A text, or two: a pair, a prompt and what was said to it, or a question and where its answer is."""
+
+    text: str
+    second: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Wants a vector of each input."""
 
     id: str
     adapter: str | None
     inputs: list[str | list[int]]
-    classify: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A text, or two: a prompt and what was said to it, or a question and the text to find the answer in."""
+class ClassifyRequest:
+    """Wants the labels' probabilities of each input."""
 
-    text: str
-    second: str | None
+    id: str
+    adapter: str | None
+    inputs: list[str | list[int] | Asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,8 @@ class CancelRequest:
     id: str
 
 
-Request = GenerateRequest | EncodeRequest | PredictRequest | CancelRequest
+EncodeRequest = EmbedRequest | ClassifyRequest | PredictRequest
+Request = GenerateRequest | EncodeRequest | CancelRequest
 
 
 def parse_line(line: str) -> tuple[str | None, Request | ServeRefusal]:
@@ -112,20 +121,23 @@ def _parse(request_id: str, entries: dict[str, Any]) -> Request:
         return CancelRequest(request_id)
     if operation == "generate":
         return _parse_generate(request_id, entries)
-    if operation in ("classify", "embed"):
-        return EncodeRequest(
-            request_id, entries.get("adapter"), list(entries["inputs"]), operation == "classify"
-        )
+    if operation == "embed":
+        return EmbedRequest(request_id, entries.get("adapter"), list(entries["inputs"]))
+    if operation == "classify":
+        given = cast(list[Any], entries["inputs"])
+        texts = [_asked(cast(dict[str, Any], one)) if isinstance(one, dict) else one for one in given]
+        return ClassifyRequest(request_id, entries.get("adapter"), texts)
     if operation == "predict":
-        inputs = cast(list[dict[str, Any]], entries["inputs"])
-        asked = [
-            Asked(_text(one["text"]), _text(one["second"]) if "second" in one else None) for one in inputs
-        ]
+        asked = [_asked(one) for one in cast(list[dict[str, Any]], entries["inputs"])]
         return PredictRequest(request_id, entries.get("adapter"), asked)
     raise ServeRefusal(
         "invalid_request",
         f"Unknown `op` {operation!r}: expected generate, classify, predict, embed or cancel.",
     )
+
+
+def _asked(given: dict[str, Any]) -> Asked:
+    return Asked(_text(given["text"]), _text(given["second"]) if "second" in given else None)
 
 
 def _text(value: object) -> str:

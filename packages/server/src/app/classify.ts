@@ -25,6 +25,10 @@ export async function classify(
       { param: "model" },
     );
   }
-  const texts = typeof request.input === "string" ? [request.input] : request.input;
+  const inputs = Array.isArray(request.input) ? request.input : [request.input];
+  const texts = inputs.map((one) => {
+    if (typeof one === "string") return one;
+    return one.text_pair === undefined ? one.text : { text: one.text, second: one.text_pair };
+  });
   return deps.inference.classify(await targetOf(deps, model), texts, input.signal);
 }

@@ -407,7 +407,7 @@ export interface Inference {
   /** One list a text, all labels, most probable first. */
   classify(
     target: InferenceTarget,
-    texts: string[],
+    texts: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }>;
   /** What the head of a model tuned to predict says of each input. */

@@ -75,7 +75,7 @@ export class InferencePool implements Inference {
 
   async classify(
     target: InferenceTarget,
-    texts: string[],
+    texts: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }> {
     if (texts.length === 0) return { scores: [], numTokens: 0 };

@@ -81,7 +81,7 @@ export class ScriptedInference implements Inference {
 
   async classify(
     target: InferenceTarget,
-    texts: string[],
+    given: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }> {
     const done = this.enter(target, signal);
@@ -93,6 +93,7 @@ export class ScriptedInference implements Inference {
           "unsupported_parameter",
           `${target.basePath} has no classification head. Tune it with task \`classification\` first.`,
         );
+      const texts = given.map((one) => (typeof one === "string" ? one : asText(one)));
       return { scores: texts.map((text) => scoresOf(text, labels)), numTokens: countTokens(texts) };
     } finally {
       done();
@@ -107,7 +108,7 @@ export class ScriptedInference implements Inference {
     const done = this.enter(target, signal);
     try {
       await nextTurn();
-      const texts = inputs.map(({ text, second }) => `${text}\n${second ?? ""}`);
+      const texts = inputs.map(asText);
       return {
         predictions: texts.map((text) => ({ score: digest(text).readInt32LE(0) / 2 ** 31 })),
         numTokens: countTokens(texts),
@@ -225,6 +226,8 @@ function logprobsOf(tokens: string[], request: GenerateRequest): TokenLogprob[] 
     ),
   }));
 }
+
+const asText = ({ text, second }: AskedText): string => (second === undefined ? text : `${text}\n${second}`);
 
 function digest(text: string): Buffer {
   return createHash("sha256").update(text).digest();

@@ -224,6 +224,7 @@ export class FakeInference implements Inference {
   requests: { target: InferenceTarget; request: Parameters<Inference["generate"]>[1] }[] = [];
   embedded: (string | number[])[][] = [];
   asked: AskedText[][] = [];
+  classified: (string | AskedText)[][] = [];
   prediction: Prediction = { score: 2.5 };
   running = 0;
   /** When set, generation waits for it after the first delta. */
@@ -261,7 +262,8 @@ export class FakeInference implements Inference {
     }
   }
 
-  async classify(_target: InferenceTarget, texts: string[]): ReturnType<Inference["classify"]> {
+  async classify(_target: InferenceTarget, texts: (string | AskedText)[]): ReturnType<Inference["classify"]> {
+    this.classified.push(texts);
     return { scores: texts.map(() => this.labels), numTokens: texts.length * 3 };
   }
 
