@@ -6,6 +6,7 @@ import { maxFileBytes } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { AppDeps } from "./deps.js";
 import type { FileRecord, Page, PageRequest } from "./ports.js";
+import { tokensKey } from "./train-spec.js";
 
 export interface KeptBytes {
   fileId: string;
@@ -123,7 +124,16 @@ export async function deleteFile(
       { param: "file_id" },
     );
   }
-  await dropBytes(deps, input.fileId);
+  await forgetFile(deps, input);
+}
+
+/** What was made of a deleted file goes with it: its rows, and as tokens those of the whole project, made anew. */
+export async function forgetFile(
+  { blobs }: Pick<AppDeps, "blobs">,
+  { projectId, fileId }: { projectId: string; fileId: string },
+): Promise<void> {
+  await blobs.delete(`files/${fileId}`);
+  await blobs.delete(tokensKey(projectId));
 }
 
 export interface FileContent {

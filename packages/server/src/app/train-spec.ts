@@ -12,6 +12,12 @@ export interface SpecOptions {
   checkpointSeconds: number;
 }
 
+/**
+ * Rows as tokens, which runs of one project share and no other project sees. They are as private as the file they
+ * were made of: it takes them along when it is deleted.
+ */
+export const tokensKey = (projectId: string): string => `projects/${projectId}/tokens`;
+
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
 export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: SpecOptions): Promise<TrainSpec> {
   const { task, method, hyperparameters } = run;
@@ -42,6 +48,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
       checkpoint_steps: 0,
       keep_checkpoints: 3,
       heartbeat_seconds: 3,
+      cache_dir: deps.blobs.localPath(tokensKey(run.projectId)),
     },
   };
 }
