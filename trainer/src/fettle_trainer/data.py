@@ -142,7 +142,7 @@ def load_dataset(
     tokenizer_sha256: str,
     before_row: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Tokenises `path`, or reads what an earlier attempt or run left. Raises TrainFailure for broken lines."""
+    """Tokenises `path`, or reads what an earlier run left. Raises TrainFailure for broken lines."""
     key = tokeniser.key(file_sha256(path), tokenizer_sha256)
     kept = TokenCache(cache)
     known = kept.read(key)

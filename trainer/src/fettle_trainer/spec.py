@@ -291,7 +291,6 @@ def json_schema(kind: Any = TrainSpec, bounds: dict[str, Any] | None = None) -> 
     limits = bounds or {}
     if is_dataclass(kind):
         hints = get_type_hints(cast("type[Any]", kind))
-        names = [one.name for one in fields(kind)]
         return {
             "type": "object",
             "properties": {
