@@ -1,8 +1,8 @@
 """Tokenised rows on disk, mapped into memory and read as they are needed; shared by the runs of a project.
 
 A file is named after everything that changes an id, written whole or not at all, and bears its tensors'
-checksum: what is torn, changed or foreign is as if it were not there. Files used longest ago go first when all
-together grow beyond a bound; one that a run has mapped stays readable for that run.
+checksum: what is torn, changed or foreign is as if it were not there. Files used longest ago go first when
+all together grow beyond a bound; one that a run has mapped stays readable for that run.
 """
 
 import contextlib
