@@ -6,7 +6,6 @@ import { maxFileBytes } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { AppDeps } from "./deps.js";
 import type { FileRecord, Page, PageRequest } from "./ports.js";
-import { tokensKey } from "./train-spec.js";
 
 export interface KeptBytes {
   fileId: string;
@@ -126,6 +125,12 @@ export async function deleteFile(
   }
   await forgetFile(deps, input);
 }
+
+/**
+ * Rows as tokens, which runs of one project share and no other project sees. They are as private as the file they
+ * were made of: it takes them along when it is deleted.
+ */
+export const tokensKey = (projectId: string): string => `projects/${projectId}/tokens`;
 
 /** What was made of a deleted file goes with it: its rows, and as tokens those of the whole project, made anew. */
 export async function forgetFile(

@@ -5,18 +5,13 @@ import type { Run } from "../domain/job.js";
 import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
 import { type ReadyModelDeps, startOf } from "./models.js";
 import type { Blobs, Store } from "./ports.js";
+import { tokensKey } from "./files.js";
 import { rowsKey } from "./process-file.js";
 
 export interface SpecOptions {
   numThreads: number;
   checkpointSeconds: number;
 }
-
-/**
- * Rows as tokens, which runs of one project share and no other project sees. They are as private as the file they
- * were made of: it takes them along when it is deleted.
- */
-export const tokensKey = (projectId: string): string => `projects/${projectId}/tokens`;
 
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
 export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: SpecOptions): Promise<TrainSpec> {
