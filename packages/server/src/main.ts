@@ -12,6 +12,7 @@ import { fileURLToPath } from "node:url";
 import type { AppDeps } from "./app/deps.js";
 import { type Dispatcher, startDispatcher } from "./app/dispatcher.js";
 import { forgetExports } from "./app/export-model.js";
+import { startSweeper } from "./app/sweeper.js";
 import type { Inference, Log } from "./app/ports.js";
 import { processFile } from "./app/process-file.js";
 import { validateRun } from "./app/validate-run.js";
@@ -91,8 +92,16 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(async () => runner.close());
     const dispatcher = dispatch({ config, deps, owner, processor, runner });
     undo.push(() => dispatcher.close());
+    const sweeper = startSweeper(deps);
+    undo.push(() => sweeper.close());
     const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
-    const settings = { version, startedAt: systemClock.now(), allowedHosts: hostsOf(config), home: config.home };
+    const settings = {
+      version,
+      startedAt: systemClock.now(),
+      allowedHosts: hostsOf(config),
+      home: config.home,
+      pricePerHour: config.runs.pricePerHour,
+    };
     listening.open(createApp({ ...deps, settings }));
     await serverFile.write(listening.url);
     undo.push(() => serverFile.remove());
