@@ -13,8 +13,10 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { aroundSteps, aroundWorks } from "./trainer/around.js";
 import { cache, ourPython, peersPython, root, run, say } from "./trainer/environment.js";
 import { runOurs, runPeer, type Setting } from "./trainer/sides.js";
+import { startLine } from "./trainer/start-row.js";
 import { lossDifference, median, type RunRecord, tokensPerSecond } from "./trainer/statistics.js";
 import { type Flags, hyperparametersOf, type Work, works } from "./trainer/works.js";
 
@@ -217,8 +219,9 @@ async function main(): Promise<void> {
   const chosen = works
     .filter((work) => values.only === undefined || work.name === values.only || work.kind === values.only)
     .map((work) => (values.rows === undefined ? work : { ...work, rowsPerStep: Number(values.rows) }));
-  if (values.help || chosen.length === 0) {
-    say(`${usage}\nWORK is one of ${works.map((work) => work.name).join(", ")}.`);
+  const around = values.only === undefined || aroundWorks.some((name) => name === values.only);
+  if (values.help || (chosen.length === 0 && !around)) {
+    say(`${usage}\nWORK is one of ${[...works.map((work) => work.name), ...aroundWorks].join(", ")}.`);
     process.exitCode = values.help ? 0 : 2;
     return;
   }
@@ -251,8 +254,14 @@ async function main(): Promise<void> {
       rmSync(setting.folder, { recursive: true, force: true });
     }
   }
-  if (values.json) console.log(JSON.stringify({ bench: "trainer", machine, rows }));
+  const { gflops, threads } = machine;
+  const startRows = await aroundSteps(values.only, {
+    ...{ python, pairs: options.pairs, gflops },
+    prepare: (work, some) => prepare(work, { ...options, steps: some }, threads),
+  });
+  if (values.json) console.log(JSON.stringify({ bench: "trainer", machine, rows: [...rows, ...startRows] }));
   else print(rows, machine);
+  if (!values.json) for (const row of startRows) console.log(startLine(row));
 }
 
 await main();
