@@ -3,6 +3,7 @@ import { rmSync } from "node:fs";
 import { say } from "./environment.js";
 import { firstStepRows } from "./first-step.js";
 import { jobRow, jobRows } from "./job.js";
+import { prepare } from "./prepare.js";
 import type { Setting } from "./sides.js";
 import type { StartRow } from "./start-row.js";
 import { type Work, works } from "./works.js";
@@ -11,9 +12,10 @@ export interface Around {
   python: string;
   pairs: number;
   gflops: { float32: number; bfloat16: number };
-  /** Writes so many steps of rows, and weights. */
-  prepare(work: Work, steps: number): Promise<Setting>;
+  numThreads: number;
 }
+
+const heldOut = 32;
 
 export const aroundWorks = ["first-step", "job"] as const;
 
@@ -50,7 +52,7 @@ function named(name: string): Work {
 
 async function within<T>(bench: Around, work: Work, measure: (setting: Setting) => Promise<T>): Promise<T> {
   say(`${work.name}: writing rows and weights`);
-  const setting = await bench.prepare(work, work.defaultSteps);
+  const setting = await prepare(work, { steps: null, heldOut, numThreads: bench.numThreads });
   try {
     return await measure(setting);
   } finally {
