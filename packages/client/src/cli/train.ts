@@ -145,6 +145,8 @@ export async function follow(context: Context, run: RunObject): Promise<number> 
 /** How a model of a task is asked from the terminal. */
 const verbs: Partial<Record<string, string>> = {
   chat: "chat",
+  preference: "chat",
+  pretraining: "chat",
   seq2seq: "chat",
   classification: "classify",
   multilabel_classification: "classify",
@@ -160,7 +162,7 @@ function end(context: Context, run: RunObject): number {
   if (run.status === "succeeded") {
     context.say(`  ${run.id} succeeded${took}.`);
     context.result(run, run.fine_tuned_model ?? "");
-    const verb = run.task === null ? undefined : verbs[run.task];
+    const verb = verbs[run.task ?? "chat"];
     if (verb !== undefined) context.say(`Try it: fettle ${verb} ${run.fine_tuned_model} "…"`);
     return exitCodes.ok;
   }
