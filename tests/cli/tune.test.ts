@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, it } from "vitest";
 import { sweepRequest } from "../../packages/client/src/cli/tune.js";
 import { Fettle } from "../../packages/client/src/index.js";
 import { startSweeper, type Sweeper } from "../../packages/server/src/app/sweeper.js";
+import { noTuner } from "../recovery/platform.js";
 import { endTrial } from "../../packages/server/test/http/trials.js";
 import { eventually } from "../../packages/server/test/store/samples.js";
 import { type ClientServer, startClientServer } from "../clients/server.js";
@@ -16,7 +17,7 @@ let client: Fettle;
 let file: string;
 beforeAll(async () => {
   server = await startClientServer();
-  sweeper = startSweeper(server.world.deps, { tickMs: 50 });
+  sweeper = startSweeper({ ...server.world.deps, tuner: noTuner }, { tickMs: 50 });
   const url = server.baseURL.replace(/\/v1$/, "");
   cli = captured({ FETTLE_URL: url, FETTLE_API_KEY: server.apiKey });
   client = new Fettle({ baseUrl: url, apiKey: server.apiKey });
@@ -83,7 +84,7 @@ it("tune detaches, is cancelled by its id, and says what is wrong before anythin
     "it cannot be searched; expected one of learning_rate_multiplier",
   );
   expect(await wrong("--space", "lora_r=a..b")).toContain("expected NAME=1,2,4");
-  expect(await wrong("--search", "luck")).toContain("expected one of grid, random");
+  expect(await wrong("--search", "luck")).toContain("expected one of grid, random, bayesian");
   expect(await wrong("--minimize")).toContain("expected --metric NAME");
   expect(await wrong("--money", "3000000000")).toContain("budget.money");
   expect(await wrong("--space", "lora_r=4,4")).toContain("twice");

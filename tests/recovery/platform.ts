@@ -5,7 +5,16 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Hyperparameters } from "@fettle/contract";
 import { type Dispatcher, type DispatcherOptions, startDispatcher } from "../../packages/server/src/app/dispatcher.js";
-import type { BaseModel, Catalogue, Clock, Exporter, Ids, Log, Store } from "../../packages/server/src/app/ports.js";
+import type {
+  BaseModel,
+  Catalogue,
+  Clock,
+  Exporter,
+  Ids,
+  Log,
+  Store,
+  Tuner,
+} from "../../packages/server/src/app/ports.js";
 import type { WatchDeps } from "../../packages/server/src/app/watch.js";
 import { localBlobs } from "../../packages/server/src/blobs/local.js";
 import { type Run, transition } from "../../packages/server/src/domain/job.js";
@@ -100,6 +109,12 @@ export function buildParts(
   return { home, store, runner, exporter, blobs: localBlobs(join(home, "blobs")), clock, ids, log: quietLog };
 }
 
+/** For sweeps that ask no estimator. */
+export const noTuner: Tuner = {
+  suggest: () => Promise.reject(new Error("nobody to ask")),
+  importance: async () => ({}),
+};
+
 /** What validation comes to, without looking at any row. */
 const accept = (store: Store, run: Run): Promise<unknown> =>
   store.runs.update(run.id, (now) => {
@@ -131,11 +146,15 @@ export const quickTimes = {
 
 export function dispatch(
   parts: Parts,
-  change: Partial<DispatcherOptions> & { catalogue?: Catalogue } = {},
+  change: Partial<DispatcherOptions> & { catalogue?: Catalogue; validate?: (run: Run) => Promise<unknown> } = {},
 ): Dispatcher {
-  const { catalogue, ...options } = change;
+  const { catalogue, validate, ...options } = change;
   return startDispatcher(
-    { ...parts, catalogue: catalogue ?? oneModel(tinyModel), validate: (run) => accept(parts.store, run) },
+    {
+      ...parts,
+      catalogue: catalogue ?? oneModel(tinyModel),
+      validate: validate ?? ((run) => accept(parts.store, run)),
+    },
     {
       owner: thisOwner(),
       ownerIsDead,

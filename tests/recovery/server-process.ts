@@ -4,7 +4,7 @@
  */
 import { startSweeper } from "../../packages/server/src/app/sweeper.js";
 import { openStore } from "../../packages/server/src/store/open.js";
-import { buildParts, dispatch, oneModel, type Script, tinyModel } from "./platform.js";
+import { buildParts, dispatch, noTuner, oneModel, type Script, tinyModel } from "./platform.js";
 
 export interface ServerOptions {
   home: string;
@@ -17,7 +17,7 @@ const options = JSON.parse(process.argv[2] ?? "{}") as ServerOptions;
 const open = await openStore(options);
 const parts = buildParts(open.store, options.home, { script: options.script });
 const dispatcher = dispatch(parts);
-const sweeper = startSweeper({ ...parts, catalogue: oneModel(tinyModel) }, { tickMs: 200 });
+const sweeper = startSweeper({ ...parts, catalogue: oneModel(tinyModel), tuner: noTuner }, { tickMs: 200 });
 await open.store.ping();
 process.stdout.write("ready\n");
 process.on("SIGTERM", () => {

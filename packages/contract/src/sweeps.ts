@@ -54,7 +54,7 @@ const spaceShape = Object.fromEntries(searchedNames.map((name) => [name, dimensi
 const spaceSchema = z.strictObject(spaceShape);
 export type Space = z.output<typeof spaceSchema>;
 
-export const searchSchema = z.enum(["grid", "random"]);
+export const searchSchema = z.enum(["grid", "random", "bayesian"]);
 export type Search = z.infer<typeof searchSchema>;
 export const pruningSchema = z.enum(["none", "median", "hyperband"]);
 export type Pruning = z.infer<typeof pruningSchema>;
@@ -124,6 +124,7 @@ export const trialObjectSchema = z
     run_id: z.string(),
     seed: z.number().int(),
     values: valuesSchema.describe("of what is searched; of the automatic values once they are resolved"),
+    chosen: z.string().describe("how its values came about"),
     score: z.number().nullable().describe("the metric of the model that the run keeps, its best by validation loss"),
     epochs: z.number().describe("trained when the score was measured"),
     seconds: z.number().nullable(),
@@ -146,6 +147,12 @@ export const verdictSchema = z.strictObject({
   noise: z.number().nullable().describe("standard deviation of the automatic values over seeds"),
 });
 export type Verdict = z.infer<typeof verdictSchema>;
+
+const importanceSchema = z.strictObject({
+  shares: z.record(z.string(), z.number()).nullable().describe("of 1, by PED-ANOVA; null: not known"),
+  message: z.string(),
+});
+export type Importance = z.infer<typeof importanceSchema>;
 
 export const sweepStatusSchema = z.enum(["running", "cancelling", "succeeded", "failed", "cancelled"]);
 export type SweepStatus = z.infer<typeof sweepStatusSchema>;
@@ -194,6 +201,28 @@ export const sweepObjectSchema = z
       .nullable()
       .describe("so far, while it runs"),
     verdict: verdictSchema.nullable().describe("null until the end"),
+    importance: importanceSchema.nullable().describe("how much each searched value mattered; null until the end"),
+    parallel_coordinates: z
+      .strictObject({
+        axes: z.array(
+          z.strictObject({
+            name: z.string(),
+            log: z.boolean(),
+            range: z.tuple([z.number(), z.number()]).nullable().describe("null: the axis has names"),
+            values: z.array(searchedValueSchema).nullable().describe("its names in order"),
+          }),
+        ),
+        lines: z
+          .array(
+            z.strictObject({
+              trial: z.number().int(),
+              values: z.array(searchedValueSchema).describe("one for each axis"),
+              score: z.number(),
+            }),
+          )
+          .describe("the search's trials that came to their end"),
+      })
+      .describe("what a plot of parallel coordinates needs"),
     error: z.strictObject({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
   })
   .meta({ id: "Sweep" });

@@ -13,7 +13,7 @@ import type { AppDeps } from "./app/deps.js";
 import { type Dispatcher, startDispatcher } from "./app/dispatcher.js";
 import { forgetExports } from "./app/export-model.js";
 import { startSweeper } from "./app/sweeper.js";
-import type { Inference, Log } from "./app/ports.js";
+import type { Inference, Log, Tuner } from "./app/ports.js";
 import { processFile } from "./app/process-file.js";
 import { validateRun } from "./app/validate-run.js";
 import { startBackground } from "./background/dbos.js";
@@ -29,6 +29,7 @@ import { localExporter } from "./runner/exporter.js";
 import { trainerEnvironment } from "./runner/environment.js";
 import { type LocalRunner, localRunner } from "./runner/local.js";
 import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
+import { localTuner } from "./runner/tuner.js";
 import { ensureAdminKey } from "./startup/admin-key.js";
 import { sharesOf, type Shares } from "./startup/machine.js";
 import { measureProcessor, type Processor, processorName, unmeasured } from "./startup/processor.js";
@@ -92,7 +93,7 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(async () => runner.close());
     const dispatcher = dispatch({ config, deps, owner, processor, runner });
     undo.push(() => dispatcher.close());
-    const sweeper = startSweeper(deps);
+    const sweeper = startSweeper({ ...deps, tuner: tuner({ config, options, python }) });
     undo.push(() => sweeper.close());
     const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
     const settings = {
@@ -220,6 +221,13 @@ function trainers({ config, options, python, log }: Parts & { log: Log }): Local
     ...(keepsTrainerReady ? { waiting } : {}),
   });
 }
+
+const tuner = ({ options, python }: Parts): Tuner =>
+  localTuner({
+    command: [python, "-m", "fettle_trainer"],
+    environment: options.env,
+    extraEnvironment: { PYTHONPATH: trainerSource },
+  });
 
 interface Dispatching {
   config: Config;

@@ -18,7 +18,9 @@ import type {
   TrainSpec,
 } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
+import type { Values } from "../domain/search-space.js";
 import type { Evaluation, Sweep } from "../domain/sweep.js";
+import type { Question } from "../domain/sweep-question.js";
 
 export interface Clock {
   /** Milliseconds since 1970. */
@@ -504,6 +506,14 @@ export interface Exporter {
   write(input: ExportInput, options: { signal: AbortSignal; doing: (what: string) => void }): Promise<void>;
   /** Ends what is being written. */
   close(): Promise<void>;
+}
+
+/** The same question has the same answer. Rejects when there is none. */
+export interface Tuner {
+  /** One configuration within the dimensions. */
+  suggest(question: Question): Promise<Values>;
+  /** Shares of 1 by name, the largest first; empty when all scored alike. */
+  importance(question: Question): Promise<Record<string, number>>;
 }
 
 /** Durable background work (DBOS): each job runs at least once, its effect is idempotent. */

@@ -2,15 +2,18 @@
  * Carries out what domain/sweep.ts says is next, for every sweep that has not ended. It keeps nothing that the store
  * does not say, so it may be killed at any line; of two servers that do it at once, one finds the other's work done.
  */
-import type { Hyperparameters } from "@fettle/contract";
+import type { Hyperparameters, Importance } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import { transition } from "../domain/job.js";
-import { nextActions, type Plan, type Sweep, type SweepAction } from "../domain/sweep.js";
+import { keyOf } from "../domain/search-space.js";
+import { type NewPlan, nextActions, type Plan, type Sweep, type SweepAction } from "../domain/sweep.js";
+import { questionOf } from "../domain/sweep-question.js";
 import type { AppDeps } from "./deps.js";
 import { createRun, event, type RunDeps } from "./jobs.js";
-import { withTrials } from "./sweeps.js";
+import type { Tuner } from "./ports.js";
+import { type SweepView, withTrials } from "./sweeps.js";
 
-type SweeperDeps = RunDeps & Pick<AppDeps, "log">;
+type SweeperDeps = RunDeps & Pick<AppDeps, "log"> & { tuner: Tuner };
 
 export interface Sweeper {
   /** Resolves when nothing of it is at work; the runs go on. */
@@ -64,31 +67,78 @@ async function pass(deps: SweeperDeps): Promise<void> {
 /** One round: what it changes is told to listeners, which brings the next. */
 async function advance(deps: SweeperDeps, sweep: Sweep): Promise<void> {
   const { trials } = await withTrials(deps, sweep);
-  for (const action of nextActions(sweep, trials, deps.clock.now())) await carryOut(deps, sweep, action);
+  for (const action of nextActions(sweep, trials, deps.clock.now())) {
+    if (action.type === "suggest") await plan(deps, sweep, await suggested(deps, { sweep, trials }, action.otherwise));
+    else if (action.type === "end") await end(deps, { sweep, trials }, action);
+    else await carryOut(deps, sweep, action);
+  }
 }
 
-async function carryOut(deps: SweeperDeps, sweep: Sweep, action: SweepAction): Promise<void> {
+async function carryOut(
+  deps: SweeperDeps,
+  sweep: Sweep,
+  action: Exclude<SweepAction, { type: "suggest" | "end" }>,
+): Promise<void> {
   switch (action.type) {
-    case "plan": {
-      const plan: Plan = { ...action.plan, runId: deps.ids.make("ftjob-"), stopped: null };
-      // Of two servers with the same next trial, the first to write has planned it.
-      await change(deps, sweep, (now) =>
-        now.plans.length === plan.number && now.status === "running" ? { ...now, plans: [...now.plans, plan] } : null,
-      );
-      return;
-    }
+    case "plan":
+      return plan(deps, sweep, action.plan);
     case "create_run":
       return makeRun(deps, sweep, action.number);
     case "stop":
       return stop(deps, sweep, action);
     case "cancel_run":
       return cancelRun(deps, sweep, action);
-    case "end":
-      await change(deps, sweep, (now) =>
-        now.status === sweep.status
-          ? { ...now, status: action.status, error: action.error, finishedAt: deps.clock.now() }
-          : null,
-      );
+  }
+}
+
+/** Of two servers with the same next trial, the first to write has planned it. */
+async function plan(deps: SweeperDeps, sweep: Sweep, next: NewPlan): Promise<void> {
+  const planned: Plan = { ...next, runId: deps.ids.make("ftjob-"), stopped: null };
+  await change(deps, sweep, (now) =>
+    now.plans.length === next.number && now.status === "running" ? { ...now, plans: [...now.plans, planned] } : null,
+  );
+}
+
+/** What the estimator names; where it names none, or what was tried, the values at hand. */
+async function suggested(deps: SweeperDeps, { sweep, trials }: SweepView, otherwise: NewPlan): Promise<NewPlan> {
+  try {
+    const values = await deps.tuner.suggest(questionOf(sweep, trials));
+    if (trials.some(({ plan: { values: tried } }) => keyOf(tried) === keyOf(values)))
+      return { ...otherwise, chosen: "at random, by the seed: the estimator named values that were tried" };
+    return { ...otherwise, values, chosen: `where the estimator expects most after ${trials.length} trials (TPE)` };
+  } catch (error) {
+    deps.log.error({ sweep: sweep.id, err: error }, "the estimator gave no answer: the next trial is drawn at random");
+    return { ...otherwise, chosen: "at random, by the seed: the estimator gave no answer, see the server's log" };
+  }
+}
+
+async function end(
+  deps: SweeperDeps,
+  { sweep, trials }: SweepView,
+  { status, error }: Extract<SweepAction, { type: "end" }>,
+): Promise<void> {
+  const importance = status === "succeeded" ? await importanceOf(deps, { sweep, trials }) : null;
+  await change(deps, sweep, (now) =>
+    now.status === sweep.status ? { ...now, status, error, importance, finishedAt: deps.clock.now() } : null,
+  );
+}
+
+/** With fewer trials it would be a guess. */
+const leastForImportance = 5;
+
+async function importanceOf(deps: SweeperDeps, { sweep, trials }: SweepView): Promise<Importance> {
+  const question = questionOf(sweep, trials);
+  const scored = question.trials.filter(({ state }) => state === "succeeded").length;
+  if (scored < leastForImportance)
+    return { shares: null, message: `${scored} trials are too few to tell: expected ${leastForImportance} or more.` };
+  try {
+    const shares = await deps.tuner.importance(question);
+    const [most] = Object.keys(shares);
+    if (most === undefined) return { shares: null, message: "All trials scored alike." };
+    return { shares, message: `Of what was searched, ${most} mattered most, by ${scored} trials (PED-ANOVA).` };
+  } catch (error) {
+    deps.log.error({ sweep: sweep.id, err: error }, "importance could not be computed");
+    return { shares: null, message: "It could not be computed; the server's log says why." };
   }
 }
 

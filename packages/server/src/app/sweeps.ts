@@ -42,6 +42,7 @@ export async function createSweep(
     parallel: request.parallel ?? null,
     repeats: request.repeats,
     plans: [],
+    importance: null,
     error: null,
   };
   await deps.store.sweeps.create(sweep);

@@ -85,6 +85,19 @@ function valuesOf(name: SearchedName, dimension: Dimension): SearchedValue[] | n
   return Array.from({ length: count }, (_, index) => Number((min + index * step).toPrecision(12)));
 }
 
+/** Of a dimension that has an end: its values. Else its bounds. */
+export type OpenOrListed =
+  | { name: SearchedName; values: SearchedValue[] }
+  | { name: SearchedName; min: number; max: number; log: boolean; whole: boolean };
+
+export const openOrListed = (space: Space): OpenOrListed[] =>
+  dimensionsOf(space).map(([name, dimension]) => {
+    const values = valuesOf(name, dimension);
+    if (values !== null || "values" in dimension) return { name, values: values ?? [] };
+    const { min, max, log } = dimension;
+    return { name, min, max, log, whole: isWhole(name) };
+  });
+
 /** How many combinations there are; null: no end. */
 export function sizeOf(space: Space): number | null {
   let size = 1;

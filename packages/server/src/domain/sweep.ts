@@ -7,7 +7,7 @@
  * budget or the space ends; then the automatic and the best values are trained with other seeds, in pairs, for the
  * verdict. A plan is stored before its run is made, so a server may be killed at any line.
  */
-import type { ErrorCode, Metric, Pruning, Search, Space, SweepStatus, TrialRole } from "@fettle/contract";
+import type { ErrorCode, Importance, Metric, Pruning, Search, Space, SweepStatus, TrialRole } from "@fettle/contract";
 import type { Run, RunRequest } from "./job.js";
 import { endedStatuses } from "./job.js";
 import { type Point, reasonToPrune } from "./pruning.js";
@@ -18,6 +18,8 @@ export interface Plan {
   number: number;
   role: TrialRole;
   values: Values;
+  /** How the values came about. */
+  chosen: string;
   seed: number;
   runId: string;
   /** Set when we ended it, before its run was asked to. */
@@ -46,6 +48,8 @@ export interface Sweep {
   parallel: number | null;
   repeats: number;
   plans: Plan[];
+  /** Set when it succeeded. */
+  importance: Importance | null;
   error: { code: ErrorCode; message: string; param: string | null } | null;
 }
 
@@ -65,8 +69,12 @@ export interface Trial {
   evaluations: readonly Evaluation[];
 }
 
+export type NewPlan = Omit<Plan, "runId" | "stopped">;
+
 export type SweepAction =
-  | { type: "plan"; plan: Omit<Plan, "runId" | "stopped"> }
+  | { type: "plan"; plan: NewPlan }
+  /** `otherwise`: what is planned when no suggestion comes. */
+  | { type: "suggest"; otherwise: NewPlan }
   | { type: "create_run"; number: number }
   | { type: "stop"; number: number; why: NonNullable<Plan["stopped"]>["why"]; reason: string }
   | { type: "cancel_run"; number: number; reason: string }
@@ -206,22 +214,14 @@ function goOn(sweep: Sweep, trials: readonly Trial[], now: number): SweepAction[
   const full = atWork.some(isWaiting) || (sweep.parallel !== null && atWork.length >= sweep.parallel);
   if (!searchIsOver(sweep, trials, now)) {
     if (full) return [];
-    const values = trials.length === 0 ? {} : nextValues(sweep, trials);
-    if (values !== null)
-      return [
-        {
-          type: "plan",
-          plan: { ...numbered(trials), role: trials.length === 0 ? "automatic" : "search", values, seed: sweep.seed },
-        },
-      ];
+    const next = trials.length === 0 ? automaticPlan(sweep) : nextPlan(sweep, trials);
+    if (next !== null) return [next];
   }
   if (trials.some((trial) => isSearched(trial) && !hasEnded(trial))) return [];
   const repeat = nextRepeat(sweep, trials);
   if (repeat !== null) return full ? [] : [{ type: "plan", plan: repeat }];
   return atWork.length === 0 ? [finished(trials, sweep)] : [];
 }
-
-const numbered = (trials: readonly Trial[]): { number: number } => ({ number: trials.length });
 
 /** Trials the search is planned to have; null: as many as the time allows. */
 export function plannedTrials(sweep: Pick<Sweep, "budget" | "space" | "search">): number | null {
@@ -245,26 +245,47 @@ export function searchIsOver(sweep: Sweep, trials: readonly Trial[], now: number
   return usedMs(trials, now) + oneMoreMs(trials, typical, now) > limit - kept;
 }
 
+const automaticPlan = ({ seed }: Sweep): SweepAction => ({
+  type: "plan",
+  plan: { number: 0, role: "automatic", values: {}, chosen: "by Fettle, for what is not given", seed },
+});
+
+/** So many trials show the estimator what there is. */
+const startupTrials = 6;
+
 /** Null: the space has no more. */
-function nextValues(sweep: Sweep, trials: readonly Trial[]): Values | null {
-  const { space, seed } = sweep;
+function nextPlan(sweep: Sweep, trials: readonly Trial[]): SweepAction | null {
+  const { space, seed, search } = sweep;
   const number = trials.length;
-  if (sweep.search === "grid") return gridValues(space, { index: number - 1, seed });
+  const facts = { number, role: "search", seed } as const;
+  if (search === "grid") {
+    const values = gridValues(space, { index: number - 1, seed });
+    const chosen = `combination ${number} of ${sizeOf(space)} of the grid, in an order shuffled by the seed`;
+    return values === null ? null : { type: "plan", plan: { ...facts, values, chosen } };
+  }
   const tried = trials.slice(1).map(({ plan }) => plan.values);
-  return randomValues(space, { number, seed, tried });
+  const values = randomValues(space, { number, seed, tried });
+  if (values === null) return null;
+  if (search === "random") return { type: "plan", plan: { ...facts, values, chosen: "at random, by the seed" } };
+  const known = trials.filter((trial) => isSearched(trial) && pointsOf(sweep, trial).length > 0).length;
+  const chosen = `at random, by the seed: ${known} trials have scored, and the estimator begins with ${startupTrials}`;
+  const plan = { ...facts, values, chosen };
+  return known < startupTrials ? { type: "plan", plan } : { type: "suggest", otherwise: plan };
 }
 
 export const repeatsLeft = ({ repeats }: Pick<Sweep, "repeats">, trials: readonly Trial[]): number =>
   Math.max(0, 2 * repeats - trials.filter((trial) => !isSearched(trial)).length);
 
 /** Pairs of the automatic and the best values with one seed each; none when the automatic values are the best. */
-function nextRepeat(sweep: Sweep, trials: readonly Trial[]): Omit<Plan, "runId" | "stopped"> | null {
+function nextRepeat(sweep: Sweep, trials: readonly Trial[]): NewPlan | null {
   const best = bestOf(sweep, trials);
   if (best === null || best.trial.plan.role === "automatic" || repeatsLeft(sweep, trials) === 0) return null;
   const done = trials.filter((trial) => !isSearched(trial)).length;
   const seed = (sweep.seed + 1 + Math.floor(done / 2)) % 2147483648;
   const role = done % 2 === 0 ? "repeat_automatic" : "repeat_best";
-  return { ...numbered(trials), role, values: role === "repeat_best" ? best.trial.plan.values : {}, seed };
+  const [values, whose] =
+    role === "repeat_best" ? [best.trial.plan.values, `as trial ${best.trial.plan.number}`] : [{}, "as trial 0"];
+  return { number: trials.length, role, values, chosen: `${whose}, with a seed the search has not used`, seed };
 }
 
 /** Without one trial that came to its end there is no result. */

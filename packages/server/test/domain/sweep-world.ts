@@ -22,6 +22,7 @@ export interface Options {
   /** Of an epoch. */
   epochMs?: number;
   change?(run: Run): Run;
+  suggest?(world: SweepWorld): Pick<Plan, "values">;
 }
 
 export class SweepWorld {
@@ -61,8 +62,9 @@ export class SweepWorld {
   private carryOut(action: SweepAction): void {
     this.told.push(action);
     const plan = "number" in action ? this.sweep.plans[action.number] : undefined;
-    if (action.type === "plan") {
-      const planned: Plan = { ...action.plan, runId: `run-${action.plan.number}`, stopped: null };
+    if (action.type === "plan" || action.type === "suggest") {
+      const next = action.type === "plan" ? action.plan : { ...action.otherwise, ...this.options.suggest?.(this) };
+      const planned: Plan = { ...next, runId: `run-${next.number}`, stopped: null };
       this.sweep = { ...this.sweep, plans: [...this.sweep.plans, planned] };
     } else if (action.type === "create_run" && plan !== undefined) this.create(plan);
     else if (action.type === "stop" && plan !== undefined) {

@@ -1,15 +1,29 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import type { Tuner } from "../../src/app/ports.js";
 import { startSweeper, type Sweeper } from "../../src/app/sweeper.js";
+import type { Values } from "../../src/domain/search-space.js";
+import type { Question } from "../../src/domain/sweep-question.js";
 import { eventually } from "../store/samples.js";
 import { createWorld, type Json, type World } from "./world.js";
 import { endTrial } from "./trials.js";
 
 let world: World;
+const asked: Question[] = [];
+/** Names what is set, or nothing. */
+let suggestion: Values | null = null;
+const tuner: Tuner = {
+  suggest: async (question) => {
+    asked.push(question);
+    if (suggestion === null) throw new Error("no answer");
+    return suggestion;
+  },
+  importance: async () => ({ learning_rate: 0.75, lora_r: 0.25 }),
+};
 let sweeper: Sweeper;
 let file: string;
 beforeAll(async () => {
   world = await createWorld();
-  sweeper = startSweeper(world.deps, { tickMs: 50 });
+  sweeper = startSweeper({ ...world.deps, tuner }, { tickMs: 50 });
 });
 beforeEach(async () => {
   file = await world.upload();
@@ -70,8 +84,57 @@ describe("POST /api/sweeps", () => {
     expect(done).toMatchObject({ phase: "ended", seconds_left: 0, trials: { started: 7, succeeded: 7 } });
     expect(done.verdict).toMatchObject({ answer: "better", pairs: 2, noise: 0 });
     expect(done.verdict.message).toMatch(/^Trial \d is better than the automatic values by 1\.85 in valid_loss/);
+    expect(done.importance).toEqual({
+      shares: null,
+      message: "3 trials are too few to tell: expected 5 or more.",
+    });
+    expect(done.parallel_coordinates.axes).toEqual([
+      { name: "learning_rate", log: false, range: null, values: [0.01, 0.02, 0.001] },
+    ]);
+    expect(done.parallel_coordinates.lines).toHaveLength(3);
+    expect(done.parallel_coordinates.lines[0]).toEqual({ trial: 0, values: [0.001], score: 2 });
     expect((await get("/api/sweeps?limit=1")).data[0].id).toBe(id);
     expect((await world.send("POST", `/api/sweeps/${id}/cancel`)).json.error.code).toBe("conflict");
+  });
+
+  it("asks the estimator once six trials have scored, says why each value was tried, and what mattered", async () => {
+    const space = { learning_rate: { min: 1e-4, max: 0.1, log: true }, lora_r: { values: [4, 8] } };
+    const { id } = (await post({ space, search: "bayesian", repeats: 0, budget: { trials: 9 }, seed: 11 })).json;
+    for (let number = 0; number < 9; number += 1) {
+      if (number === 6) suggestion = { learning_rate: 0.05, lora_r: 8 };
+      if (number === 8) suggestion = null;
+      await succeed((await trial(id, number)).run_id, 10 - number);
+    }
+    const done = await eventually("the end", async () => {
+      const now = await get(`/api/sweeps/${id}`);
+      return now.status === "succeeded" && now;
+    });
+    const trials = await trialsOf(id);
+    expect(trials[5].chosen).toMatch(/^at random, by the seed: \d trials have scored/);
+    // While a trial is at work the next is planned: the seventh question was asked with six that had scored.
+    const chosen = trials.map((one) => one.chosen);
+    const first = chosen.findIndex((one) => one.startsWith("where the estimator expects most"));
+    expect(first).toBeGreaterThanOrEqual(6);
+    expect(trials[first].values).toEqual({ learning_rate: 0.05, lora_r: 8 });
+    expect(chosen.slice(first + 1).join()).toMatch(/named values that were tried|gave no answer/);
+    expect(asked[0]).toMatchObject({
+      direction: "minimize",
+      dimensions: [
+        { name: "learning_rate", min: 1e-4, max: 0.1, log: true, whole: false },
+        { name: "lora_r", values: [4, 8] },
+      ],
+    });
+    expect(asked[0]?.trials[0]).toEqual({
+      values: { learning_rate: 0.001, lora_r: 4 },
+      state: "succeeded",
+      score: 10,
+      points: [[1, 10]],
+    });
+    expect(new Set(asked.map(({ seed }) => seed)).size).toBe(asked.length);
+    expect(done.importance).toEqual({
+      shares: { learning_rate: 0.75, lora_r: 0.25 },
+      message: "Of what was searched, learning_rate mattered most, by 9 trials (PED-ANOVA).",
+    });
   });
 
   it("is refused where no trial could begin, naming the field", async () => {

@@ -80,6 +80,7 @@ export function sampleSweep(change: Partial<Sweep> = {}): Sweep {
     parallel: null,
     repeats: 2,
     plans: [],
+    importance: null,
     error: null,
     ...change,
   };

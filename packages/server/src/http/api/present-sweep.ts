@@ -2,6 +2,7 @@
 import type { SweepObject, TrialObject, TrialStatus } from "@fettle/contract";
 import type { SweepView } from "../../app/sweeps.js";
 import type { RunStatus } from "../../domain/job.js";
+import { dimensionsOf } from "../../domain/search-space.js";
 import { type Budget, leftMs, usedMs } from "../../domain/sweep-budget.js";
 import {
   bestOf,
@@ -56,6 +57,8 @@ export function sweepObject({ sweep, trials }: SweepView, now: number): SweepObj
     automatic: automatic === null ? null : { trial: 0, score: automatic },
     best: bestObject(sweep, trials),
     verdict: sweep.status === "succeeded" ? verdictOf(sweep, trials) : null,
+    importance: sweep.importance,
+    parallel_coordinates: coordinates(sweep, trials),
     error: sweep.error,
   };
 }
@@ -96,6 +99,34 @@ function bestObject(sweep: Sweep, trials: readonly Trial[]): SweepObject["best"]
   };
 }
 
+function coordinates(sweep: Sweep, trials: readonly Trial[]): SweepObject["parallel_coordinates"] {
+  const dimensions = dimensionsOf(sweep.space);
+  const lines = trials.filter(isSearched).flatMap((trial) => {
+    const [score, values] = [scoreOf(sweep, trial), valuesOfTrial(sweep, trial)];
+    return score === null
+      ? []
+      : [{ trial: trial.plan.number, values: dimensions.map(([name]) => values[name] ?? null), score }];
+  });
+  const axes = dimensions.map(([name, dimension], place) => {
+    if (!("values" in dimension))
+      return { name, log: dimension.log, range: rangeOf(lines, place, dimension), values: null };
+    // The automatic values may lie outside of what is listed.
+    const values = [...new Set([...dimension.values, ...lines.map((line) => line.values[place] ?? null)])];
+    return { name, log: false, range: null, values };
+  });
+  return { axes, lines };
+}
+
+/** With the automatic values, which may lie outside. */
+function rangeOf(
+  lines: readonly { values: readonly unknown[] }[],
+  place: number,
+  { min, max }: { min: number; max: number },
+): [number, number] {
+  const seen = lines.map((line) => line.values[place]).filter((value): value is number => typeof value === "number");
+  return [Math.min(min, ...seen), Math.max(max, ...seen)];
+}
+
 export function trialObject(sweep: Sweep, trial: Trial, now: number): TrialObject {
   const { plan, run } = trial;
   const last = pointsOf(sweep, trial).at(-1);
@@ -108,6 +139,7 @@ export function trialObject(sweep: Sweep, trial: Trial, now: number): TrialObjec
     run_id: plan.runId,
     seed: plan.seed,
     values: valuesOfTrial(sweep, trial),
+    chosen: plan.chosen,
     score: last?.value ?? null,
     epochs: last?.epochs ?? 0,
     seconds: run?.startedAt == null ? null : ((run.finishedAt ?? now) - run.startedAt) / 1000,
