@@ -2,7 +2,7 @@
  * `npm run docs`: writes the pages that are made from facts.
  *
  *   docs/errors.md  from the error catalogue, packages/contract/src/errors.ts
- *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts and methods.ts
+ *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts, teacher.ts and methods.ts
  *   README.md       the block between the demo markers, from docs/demo.json, a saved `npm run demo -- --json`
  *
  * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json. `--check` writes nothing and ends with 1 when a page is out of date.
@@ -12,6 +12,7 @@ import { cpus } from "node:os";
 import { join } from "node:path";
 import { errorCatalogue, errorType } from "../packages/contract/src/errors.ts";
 import { chooseWay, matrix } from "../packages/server/src/domain/compatibility.ts";
+import { teacherRefusal } from "../packages/server/src/domain/teacher.ts";
 import { methodFacts } from "../packages/server/src/domain/methods.ts";
 import { demoBlock, withoutMachine } from "./docs-demo.mjs";
 
@@ -59,6 +60,14 @@ export function methodsPage() {
     tunedBy: null,
     tunedFor: null,
   };
+  const teaching = {
+    teacher: "the teacher",
+    tunedFor: "classification",
+    knows: ["ham", "spam"],
+    task: "classification",
+    labels: ["ham", "spam"],
+    candidates: [],
+  };
   const refused = [
     { family: "seq2seq", rows: "pair", method: "head" },
     { method: "qlora" },
@@ -66,6 +75,9 @@ export function methodsPage() {
     { family: "encoder" },
     { method: "lora", tunedBy: "dora", tunedFor: "chat" },
   ].map((change) => `> ${chooseWay({ ...wanted, ...change }).refusal.message}`);
+  const teachers = [{ task: "chat" }, { tunedFor: null }, { labels: ["ham", "eggs"] }].map(
+    (change) => `> ${teacherRefusal({ ...teaching, ...change }).message}`,
+  );
   return `${[
     "# Methods",
     "",
@@ -103,7 +115,19 @@ export function methodsPage() {
     "On CPUs, `lora` and `rslora` without `lora_dropout`, `full`, `freeze` and `head` run on the fused layers where there are",
     "any for the model. `dora`, `ia3`, `prompt`, `prefix`, and dropout inside an adapter, run on the model's own; the run's\nfirst log lines say which. `prompt` and `prefix` cannot be merged: they are served, and exported as they are.",
     "",
-    "Made from `packages/server/src/domain/compatibility.ts` and `methods.ts` by `npm run docs`.",
+    "## Learning from a teacher",
+    "",
+    "`fettle train FILE --model M --teacher ft:…`, or `method.supervised.teacher` of a job: a tuned model of the project, usually",
+    "a larger one, answers each row to train on once, before the first step, and its answers are learnt beside the labels:",
+    "`(1 - w) · labels + w · answers`, w being `distill_weight`. Of classes the answers count `T² · KL(teacher / T ‖ student / T)`",
+    "(Hinton et al. 2015), T being `distill_temperature`; of several labels as much as the binary cross entropy with the",
+    "teacher's probabilities at T, times T²; of numbers the squared distance. Families and tokenizers may differ. Validation",
+    "is by the labels alone, so runs with and without a teacher compare. A model is not deleted while a run or a sweep that has",
+    "not ended begins with it or learns from it.",
+    "",
+    teachers.join("\n>\n"),
+    "",
+    "Made from `packages/server/src/domain/compatibility.ts`, `teacher.ts` and `methods.ts` by `npm run docs`.",
   ].join("\n")}\n`;
 }
 

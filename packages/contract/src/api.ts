@@ -14,6 +14,9 @@ import { familySchema, hyperparametersSchema, methodSchema, taskSchema } from ".
 export const createRunSchema = z
   .strictObject({
     model: modelNameSchema.describe("a base model, a tuned model, or a checkpoint of one"),
+    teacher: modelNameSchema
+      .nullish()
+      .describe("a tuned model of the same task and labels, whose answers are learnt beside the labels"),
     training_file: objectIdSchema,
     validation_file: objectIdSchema.nullish(),
     task: taskSchema.nullish().describe("inferred from model and data when absent"),
@@ -40,6 +43,7 @@ export const runObjectSchema = z
     waiting: z.string().nullable().describe("why a queued or paused run waits"),
     model: z.string(),
     base_model: z.string(),
+    teacher: z.string().nullable(),
     family: familySchema,
     task: taskSchema.nullable(),
     method: methodSchema.nullable(),

@@ -18,11 +18,16 @@ class RunRows:
     validation: TokenRows
 
 
+def cache_of(spec: TrainSpec) -> Path:
+    """Where tokenised rows are kept."""
+    shared = spec.runtime.cache_dir
+    return Path(shared) if shared else Path(spec.output_dir) / "cache"
+
+
 def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dataset]:
     """The rows, and what was found while reading those to train on. Raises TrainFailure when none is left."""
     tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
-    shared = spec.runtime.cache_dir
-    cache = Path(shared) if shared else Path(spec.output_dir) / "cache"
+    cache = cache_of(spec)
     tokenizer = tokenizer_sha256(Path(spec.base_model.path))
 
     def read(path: str) -> Dataset:

@@ -192,6 +192,7 @@ function serverCommands(program: Command, add: Add, local: Local): void {
 const withRunOptions = (command: Command): Command =>
   command
     .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
+    .option("--teacher <name>", "tuned model whose answers are learnt too: same task, same labels")
     .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
     .option("--task <task>", `${taskSchema.options.join(", ")} (default: inferred)`)
     .option("--validation <file>", "file or data id to validate on (default: held out)")
@@ -253,6 +254,7 @@ function runCommands(program: Command, add: Add): void {
   const examples = [
     "fettle train tickets.jsonl --model smollm2-135m-instruct",
     "fettle train mails.csv --model minilm --task classification --epochs 2",
+    "fettle train mails.csv --model minilm --teacher ft:…   learn from a larger model's answers too",
     "fettle train file-abc --model minilm --method lora --set lora_alpha=32 --detach --json",
   ];
   withRunOptions(

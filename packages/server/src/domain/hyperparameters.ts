@@ -24,6 +24,8 @@ export interface Situation {
   labels: Readonly<Record<string, number>>;
   /** Of the rows to train on; null when they have none. */
   scores: { mean: number; std: number } | null;
+  /** Whether a teacher's answers are learnt too. */
+  taught: boolean;
   /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
   rowsThatFit: (maxLength: number) => number;
 }
@@ -114,6 +116,14 @@ const rules: Record<keyof Hyperparameters, Rule> = {
     value: 0.1,
     reason: task === "preference" ? "usual; higher stays nearer to the starting model" : notUsed,
   }),
+  distill_weight: ({ taught }) => ({
+    value: 0.5,
+    reason: taught ? "labels and teacher count the same" : notUsed,
+  }),
+  distill_temperature: ({ taught, task }) => ({
+    value: 2,
+    reason: taught && task !== "regression" ? "usual; shows what the teacher thinks of the other labels" : notUsed,
+  }),
 };
 
 /** Rows of the largest class for one of the smallest, from which on classes are weighed. */
@@ -160,8 +170,8 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       choices.push({ name, value, reason });
     }
   }
-  const unbalanced = balanceConflict(values, situation.task);
-  if (unbalanced !== null) return refused("value_out_of_range", ...unbalanced);
+  const vain = balanceConflict(values, situation.task) ?? teachingConflict(own, situation);
+  if (vain !== null) return refused("value_out_of_range", ...vain);
   if (multiplier !== undefined) {
     const scaled = (values["learning_rate"] as number) * multiplier;
     if (!(scaled <= 0.1) || scaled <= 0) {
@@ -206,6 +216,24 @@ function balanceConflict(values: Record<string, unknown>, task: Task): [param: s
   return null;
 }
 
+function teachingConflict(
+  given: Partial<Hyperparameters>,
+  { taught, task }: Situation,
+): [param: string, message: string] | null {
+  const name = (["distill_weight", "distill_temperature"] as const).find((one) => given[one] !== undefined);
+  if (name !== undefined && !taught)
+    return [
+      `hyperparameters.${name}`,
+      `${name} is ${given[name]}, but the run has no teacher: expected the name of one in teacher. Name it, or leave ${name} out.`,
+    ];
+  if (given.distill_temperature !== undefined && task === "regression")
+    return [
+      "hyperparameters.distill_temperature",
+      `distill_temperature is ${given.distill_temperature}, but a teacher of the task "regression" answers with numbers, which have none. Leave it out.`,
+    ];
+  return null;
+}
+
 const typicalLearningRate = "Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.";
 
 const typical: Partial<Record<keyof Hyperparameters, string>> = {
@@ -218,6 +246,8 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
   beta: "Typical: 0.1 to 0.5.",
+  distill_weight: "Typical: 0.3 to 0.9.",
+  distill_temperature: "Typical: 1 to 5.",
 };
 
 /** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
@@ -270,6 +300,8 @@ const bounds: Record<keyof Hyperparameters, string> = {
   target_mean: "a number from -1e30 to 1e30",
   target_std: "a number above 0, at most 1e30",
   beta: "a number above 0, at most 2",
+  distill_weight: "a number from 0 to 1",
+  distill_temperature: "a number from 0.1 to 100",
 };
 
 /** Usual epochs, rows to be seen at least, epochs at most. A new output layer begins with nothing. */

@@ -16,6 +16,7 @@ const situation: Situation = {
   adapter: null,
   labels: { a: 90, b: 2 },
   scores: null,
+  taught: false,
   rowsThatFit: () => 64,
 };
 

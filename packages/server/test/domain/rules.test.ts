@@ -232,6 +232,7 @@ describe("resolveHyperparameters", () => {
     adapter: null,
     labels: {},
     scores: null,
+    taught: false,
     rowsThatFit: () => 64,
   };
 

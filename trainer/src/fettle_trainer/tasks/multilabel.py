@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..loss import LossSum
 from ..messages import PromptError
 from .classification import name_outputs
+from .distillation import Teaching
 from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Multilabel(Objective):
     reads = "rows"
     has_head = True
 
-    def __init__(self, weights: Sequence[float] = ()) -> None:
+    def __init__(self, weights: Sequence[float] = (), teaching: Teaching | None = None) -> None:
         self._weights = torch.tensor(weights)
+        self._teaching = teaching or Teaching()
 
     def tuned(self, settings: Settings, rows: "TokenRows") -> "Multilabel":
-        return Multilabel(balanced(rows) if settings.class_weights == "balanced" else ())
+        weights = balanced(rows) if settings.class_weights == "balanced" else ()
+        return Multilabel(weights, Teaching.of(settings, rows))
 
     @property
     def weights(self) -> Sequence[float]:
@@ -80,7 +83,10 @@ class Multilabel(Objective):
             logits_NV.float(), goals_NV, reduction="sum", pos_weight=weights
         )
         right_N = ((logits_NV > 0) == targets_NV.bool()).all(dim=-1)
-        return LossSum(total, int(right_N.sum()))
+        hard = LossSum(total, int(right_N.sum()))
+        if not self._teaching.speaks(batch):
+            return hard
+        return self._teaching.mixed(hard, self._teaching.of_labels(logits_NV, batch).sum())
 
     def scores(self) -> Scores:
         return _LabelScores()

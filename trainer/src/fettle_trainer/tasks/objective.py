@@ -70,6 +70,10 @@ class Settings(Protocol):
     def target_std(self) -> float: ...
     @property
     def beta(self) -> float: ...
+    @property
+    def distill_weight(self) -> float: ...
+    @property
+    def distill_temperature(self) -> float: ...
 
 
 class Scores(ABC):
@@ -139,8 +143,8 @@ class Objective(ABC):
         raise NotImplementedError
 
     def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
-        """B x K: what is kept of the starting model's answers to the rows of a batch."""
-        raise NotImplementedError
+        """B x K: what is kept of another model's answers to the rows of a batch."""
+        return logits_NV
 
     @abstractmethod
     def scores(self) -> Scores: ...
