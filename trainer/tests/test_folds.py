@@ -29,9 +29,7 @@ def fold_spec(folder: Path, files: list[Path], held: int) -> dict[str, Any]:
     validation = folder / f"out-{held}" / "validation.jsonl"
     validation.parent.mkdir(parents=True, exist_ok=True)
     validation.write_bytes(files[held].read_bytes())
-    spec = make_spec(
-        folder / "model", first, validation.parent, data__validation_path=str(validation)
-    )
+    spec = make_spec(folder / "model", first, validation.parent, data__validation_path=str(validation))
     content = b"".join(path.read_bytes() for path in (first, *more))
     spec["data"]["train_sha256"] = hashlib.sha256(content).hexdigest()
     spec["data"]["more_train_paths"] = [str(path) for path in more]
