@@ -198,7 +198,7 @@ def test_a_class_that_is_only_held_out_has_a_weight_too(folder: Path) -> None:
     asked = spec_of(
         folder, "classification", "bert", hyperparameters__class_weights="balanced"
     ).hyperparameters
-    objective = objective_of("classification").tuned(asked, rows.select(trained).labels)
+    objective = objective_of("classification").tuned(asked, rows.select(trained))
     found = Stepper(loaded, "classification", objective=objective).evaluate(rows, 4, lambda _: None)
     assert len(trained) < len(rows)
     assert found.loss > 0
