@@ -66,6 +66,7 @@ export function decideRun(input: RunFacts): Decision {
         facts: input.facts,
         notices: input.training?.notices ?? [],
         hasValidationFile: input.run.validationFile !== null,
+        fold: input.run.split?.fold ?? null,
       }),
       ...teacherNotes(input.teacher),
       ...choiceNotes(choices),
