@@ -22,7 +22,7 @@ FAMILIES = {"llama": "decoder", "gpt2": "decoder", "t5": "seq2seq"}
 
 
 def tuned(folder: Path, kind: str) -> Path:
-    """The artefact of a model that has learnt its rows by heart. The GPT-2 has no pad token and no template."""
+    """The artefact of a model that has its rows by heart. The GPT-2 has no pad token and no template."""
     if kind == "llama":
         rows: list[dict[str, Any]] = [
             {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
@@ -33,7 +33,9 @@ def tuned(folder: Path, kind: str) -> Path:
         rows = [
             {"prompt": asked, "completion": said} for asked, said in zip(QUESTIONS, EXPECTED, strict=True)
         ]
-        model = make_family(folder / "model", kind) if kind == "gpt2" else make_seq2seq(folder / "model", kind)
+        model = (
+            make_family(folder / "model", kind) if kind == "gpt2" else make_seq2seq(folder / "model", kind)
+        )
     spec = make_spec(
         model,
         write_rows(folder / "rows.jsonl", rows),
@@ -67,7 +69,7 @@ def num_stopped(answers: list[Answer]) -> int:
     return sum(answer.last["finish_reason"] == "stop" for answer in answers)
 
 
-@pytest.mark.parametrize("kind", list(FAMILIES))
+@pytest.mark.parametrize("kind", ["llama", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])
 def test_twenty_answers_of_twenty_stop_by_the_end_token(tmp_path: Path, kind: str) -> None:
     artefact = tuned(tmp_path, kind)
     answers = asked(artefact, kind)

@@ -1,4 +1,4 @@
-"""Minutes of steps, for `npm run test:proofs`: memory that grows with steps or rows. What it measures, it prints."""
+"""Minutes of steps, for `npm run test:proofs`: does memory grow? What it measures, it prints."""
 
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ def spec_of(folder: Path, output: str, steps: int) -> dict[str, Any]:
 
 
 def slope(spec: dict[str, Any], steps: int) -> tuple[float, int]:
-    """Bytes of resident memory a step, by least squares over the last 80 % of what the heartbeats tell, and how
-    many they are."""
+    """Bytes of resident memory a step, by least squares over the last 80 % of what the heartbeats tell; and
+    their number."""
     beats = [beat for beat in of_type(events_of(spec), "heartbeat") if steps / 5 <= beat["step"] < steps]
     at = torch.tensor([beat["step"] for beat in beats], dtype=torch.float64)
     size = torch.tensor([beat["rss_bytes"] for beat in beats], dtype=torch.float64)
@@ -75,7 +75,9 @@ def test_a_tensor_lost_in_each_step_would_show(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "leak", steps)
     assert Forked(spec, before=before).wait(300) == 0, events_of(spec)[-1]
     a_step, looks = slope(spec, steps)
-    print(f"\na tensor of one element lost in each of {steps} steps: {a_step:.1f} bytes a step ({looks} looks)")
+    print(
+        f"\na tensor of one element lost in each of {steps} steps: {a_step:.1f} bytes a step ({looks} looks)"
+    )
     assert a_step > 2 * MOST
 
 

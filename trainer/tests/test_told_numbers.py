@@ -64,9 +64,15 @@ def test_a_run_in_bf16_tells_losses_of_more_than_eight_bits(tmp_path: Path) -> N
     held = write_rows(tmp_path / "held.jsonl", class_rows(12, seed=1))
     code, events = train(
         make_spec(
-            model, rows, tmp_path / "out", task="classification", base_model__family="encoder",
-            data__labels=LABELS, data__validation_path=str(held), runtime__dtype="bfloat16",
-        )  # fmt: skip
+            model,
+            rows,
+            tmp_path / "out",
+            task="classification",
+            base_model__family="encoder",
+            data__labels=LABELS,
+            data__validation_path=str(held),
+            runtime__dtype="bfloat16",
+        )
     )
     assert code == 0, events[-1]
     losses = [event["train_loss"] for event in of_type(events, "step")]
@@ -104,14 +110,23 @@ def test_padding_is_not_counted_as_tokens_a_second(
     rows = [{"text": " ".join(["fox"] * (1 if row % 4 else 50)), "label": "login"} for row in range(32)]
     code, events = train(
         make_spec(
-            make_encoder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out",
-            task="classification", method="full", base_model__family="encoder", data__labels=LABELS,
-            hyperparameters__per_device_train_batch_size=32, hyperparameters__gradient_accumulation_steps=1,
-        )  # fmt: skip
+            make_encoder(tmp_path / "model"),
+            write_rows(tmp_path / "rows.jsonl", rows),
+            tmp_path / "out",
+            task="classification",
+            method="full",
+            base_model__family="encoder",
+            data__labels=LABELS,
+            hyperparameters__per_device_train_batch_size=32,
+            hyperparameters__gradient_accumulation_steps=1,
+        )
     )
     assert code == 0, events[-1]
     steps, [data] = of_type(events, "step"), of_type(events, "data")
     told = [event["tokens_per_second"] * took for event, took in zip(steps, seconds, strict=True)]
     assert told == pytest.approx([data["num_train_tokens"]] * 2)
-    assert [event["num_tokens"] for event in steps] == [data["num_train_tokens"], 2 * data["num_train_tokens"]]
+    assert [event["num_tokens"] for event in steps] == [
+        data["num_train_tokens"],
+        2 * data["num_train_tokens"],
+    ]
     assert min(positions) > 2 * data["num_train_tokens"]

@@ -75,9 +75,7 @@ class Ranks:
             return
         backend = "nccl" if self._device.type == "cuda" else "gloo"
         store, rank, world = next(_distributed.rendezvous("env://", self.rank, self.world, timeout=_ARRIVAL))
-        _distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE
-        )
+        _distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         mine = torch.tensor(facts, dtype=torch.long, device=self._device)
         found = [torch.empty_like(mine) for _ in range(self.world)]
         _distributed.all_gather(found, mine)
