@@ -78,7 +78,7 @@ def prepared(folder: Path, task: str, kind: str, **changes: Any) -> tuple[Loaded
     rows = load_dataset(
         Path(spec.data.train_path), tokeniser, cache=folder / "cache", tokenizer_sha256=kind
     ).rows
-    objective = objective_of(spec.task).tuned(spec.hyperparameters, rows.labels)
+    objective = objective_of(spec.task).tuned(spec.hyperparameters, rows)
     return loaded, rows, Stepper(loaded, spec.task, objective=objective)
 
 
@@ -177,7 +177,7 @@ def test_weighted_classes_are_torchs_over_the_whole_step(folder: Path) -> None:
     kept = rows.select([0, 3, 6, 9, 12, 1, 4, 2])
     objective = objective_of("classification").tuned(
         spec_of(folder, "classification", "bert", hyperparameters__class_weights="balanced").hyperparameters,
-        kept.labels,
+        kept,
     )
     stepper = Stepper(loaded, "classification", objective=objective)
     actual = gradients(stepper, kept, [[0, 5, 7], [1, 2], [6, 3, 4]])

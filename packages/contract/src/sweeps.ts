@@ -25,6 +25,7 @@ export const searchedNames = [
   "num_virtual_tokens",
   "early_stopping_patience",
   "eval_steps",
+  "sampling",
   "class_weights",
   "beta",
 ] as const;

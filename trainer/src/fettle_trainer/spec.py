@@ -84,6 +84,7 @@ class Hyperparameters:
     num_virtual_tokens: int = _number(1, 1000)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
+    sampling: Literal["shuffled", "balanced"] = field()
     class_weights: Literal["none", "balanced"] = field()
     target_mean: float = _number(-1e30, 1e30)
     target_std: float = _number(0, 1e30, above=True)
@@ -170,6 +171,11 @@ def parse_spec(value: object) -> TrainSpec:
         raise SpecError(
             f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "
             f"{spec.task!r} is not: use method 'lora'."
+        )
+    if spec.hyperparameters.sampling == "balanced" and spec.task != "classification":
+        raise SpecError(
+            f"spec.hyperparameters.sampling 'balanced' needs rows of one class each, and task {spec.task!r} "
+            "has none: use 'shuffled'."
         )
     if spec.method == "head" and spec.task in _HEADLESS:
         raise SpecError(

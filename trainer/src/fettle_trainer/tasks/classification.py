@@ -14,6 +14,7 @@ from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, t
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
 
 
 class Classification(Objective):
@@ -25,8 +26,12 @@ class Classification(Objective):
     def __init__(self, weights: Sequence[float] = ()) -> None:
         self._weights = torch.tensor(weights)
 
-    def tuned(self, settings: Settings, labels: Tensor) -> "Classification":
-        return Classification(balanced(labels) if settings.class_weights == "balanced" else ())
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Classification":
+        return Classification(balanced(rows.labels) if settings.class_weights == "balanced" else ())
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return [float(weight) for weight in self._weights]
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         if labels is not None:
