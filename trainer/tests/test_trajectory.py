@@ -20,6 +20,7 @@ from torch.nn import functional
 from training import TwoRanks, events_of, of_type, train
 
 import fettle_trainer.models
+from fettle_trainer import sampling
 from fettle_trainer import train as training_loop
 from fettle_trainer.step import Stepper
 
@@ -254,7 +255,7 @@ def test_gradients_of_a_step_are_the_same_to_a_millionth_however_it_is_cut(
         kept = found[rows_per_batch] = dict[str, Tensor]()
 
         def see(training: Any, kept: dict[str, Tensor] = kept) -> None:
-            training._gradients(training._window(training._progress))
+            training._gradients(training._windows.of(0)[0])
             kept |= {name: one.grad.clone() for name, one in training._trainable.items()}
             raise Seen
 
@@ -279,9 +280,11 @@ def test_with_the_models_own_layers_packed_and_padded(
     if not packed:
         monkeypatch.setattr(fettle_trainer.models, "enable_packing", lambda *_: False)
         # Padded runs put rows of like length into one step: here the same rows as recorded.
-        plain = training_loop.epoch_windows
+        plain = sampling.epoch_windows
         monkeypatch.setattr(
-            training_loop, "epoch_windows", lambda *given, by_length: plain(*given, by_length=False)
+            sampling,
+            "epoch_windows",
+            lambda *given, by_length, **more: plain(*given, by_length=False, **more),
         )
     spec = spec_of(folder, f"own-layers-{packed}")
     code, events = train(spec)
