@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from fettle_trainer import artefact
 from fettle_trainer.run import train_command
@@ -87,8 +88,8 @@ class Forked:
 
 
 class TwoRanks:
-    """Forked with the environment that torchrun makes; PyTorch is loaded already. `second`: another spec for
-    the second rank. `before` is called in each, with its number."""
+    """Forked with the environment and the store that torchrun makes; PyTorch is loaded already. `second`:
+    another spec for the second rank. `before` is called in each, with its number."""
 
     def __init__(
         self,
@@ -96,12 +97,11 @@ class TwoRanks:
         second: dict[str, Any] | None = None,
         before: Callable[[int], None] = lambda _: None,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
         def rank(number: int) -> Forked:
-            known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+            known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": "2"}
+            known |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             known |= {"RANK": str(number), "LOCAL_RANK": str(number)}
             own = second if number and second else spec
 

@@ -31,7 +31,8 @@ Parallelism = Literal["ddp", "fsdp"]
 # Between two collectives lies one micro-batch, an evaluation or a checkpoint of one rank; a peer silent
 # for longer is gone.
 _PATIENCE = timedelta(minutes=30)
-# Before they meet, one rank may read its rows from a cache while another tokenises for hours.
+# Before they meet, one rank may read its rows from a cache while another tokenises for hours; torchrun ends
+# them all when one fails.
 _ARRIVAL = timedelta(days=2)
 # Gradients are summed in flat pieces of at most this many elements.
 _BUCKET = 8_000_000
@@ -74,8 +75,13 @@ class Ranks:
         if self.alone:
             return
         backend = "nccl" if self._device.type == "cuda" else "gloo"
-        store, rank, world = next(_distributed.rendezvous("env://", self.rank, self.world, timeout=_ARRIVAL))
-        _distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+        store, _, _ = next(_distributed.rendezvous("env://", self.rank, self.world, timeout=_ARRIVAL))
+        store.set(f"arrived.{self.rank}", "")
+        store.wait([f"arrived.{rank}" for rank in range(self.world)], _ARRIVAL)
+        store.set_timeout(_PATIENCE)
+        _distributed.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+        )
         mine = torch.tensor(facts, dtype=torch.long, device=self._device)
         found = [torch.empty_like(mine) for _ in range(self.world)]
         _distributed.all_gather(found, mine)
