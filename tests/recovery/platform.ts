@@ -144,6 +144,9 @@ export const quickTimes = {
   graceMs: 1_000,
 };
 
+/** For the trainer that ships, on a machine that has other work. */
+export const patientTimes = { ...quickTimes, stallMs: 60_000, idleMs: 60_000, startupMs: 120_000, graceMs: 60_000 };
+
 export function dispatch(
   parts: Parts,
   change: Partial<DispatcherOptions> & { catalogue?: Catalogue; validate?: (run: Run) => Promise<unknown> } = {},

@@ -191,6 +191,19 @@ def test_weighted_classes_are_torchs_over_the_whole_step(folder: Path) -> None:
     same(actual, {name: p.grad for name, p in loaded.trainable().items() if p.grad is not None})
 
 
+def test_a_class_that_is_only_held_out_has_a_weight_too(folder: Path) -> None:
+    """The last class of all may lie in one fold alone: evaluating it looked behind the end of the weights."""
+    loaded, rows, _ = prepared(folder, "classification", "bert")
+    trained = [row for row in range(len(rows)) if int(rows.labels[row]) < 2]
+    asked = spec_of(
+        folder, "classification", "bert", hyperparameters__class_weights="balanced"
+    ).hyperparameters
+    objective = objective_of("classification").tuned(asked, rows.select(trained))
+    found = Stepper(loaded, "classification", objective=objective).evaluate(rows, 4, lambda _: None)
+    assert len(trained) < len(rows)
+    assert found.loss > 0
+
+
 def test_a_step_of_vectors_ranks_against_all_of_its_rows(folder: Path) -> None:
     """Not against those of the micro-batch alone."""
     _, rows, stepper = prepared(folder, "embedding", "bert")

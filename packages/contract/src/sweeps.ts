@@ -60,7 +60,7 @@ export type Search = z.infer<typeof searchSchema>;
 export const pruningSchema = z.enum(["none", "median", "hyperband"]);
 export type Pruning = z.infer<typeof pruningSchema>;
 
-const budgetSchema = z.strictObject({
+export const budgetSchema = z.strictObject({
   trials: z
     .number()
     .int()

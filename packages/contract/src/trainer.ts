@@ -84,7 +84,13 @@ export const trainSpecSchema = z.strictObject({
   }),
   data: z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
-    train_sha256: z.string().length(64),
+    train_sha256: z.string().length(64).describe("of the bytes of all files to train on, one after the other"),
+    more_train_paths: z
+      .array(z.string().max(4096))
+      .max(18)
+      .nullable()
+      .optional()
+      .describe("more rows to train on: the folds of a cross-validation, each file tokenised and cached by itself"),
     validation_path: z.string().max(4096).nullable().describe("null: nothing is held out, nothing is evaluated"),
     labels: z
       .array(z.string().max(256))

@@ -60,7 +60,8 @@ class Classification(Objective):
     def num_losses(self, batch: "Batch") -> float:
         if not len(self._weights):
             return super().num_losses(batch)
-        return float(self._weights[batch.targets_N.cpu()].double().sum())
+        targets = batch.targets_N.cpu()
+        return float(self._padded(1 + int(targets.max()))[targets].double().sum())
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
         if not len(self._weights):
@@ -73,8 +74,9 @@ class Classification(Objective):
         return LossSum(total, int((logits.argmax(dim=-1) == targets).sum()))
 
     def _padded(self, num_classes: int) -> Tensor:
-        """Classes after the last that occurs have no row to weigh."""
-        return torch.cat([self._weights, self._weights.new_ones(num_classes - len(self._weights))])
+        """At least so many: classes after the last that is trained on may still be held out."""
+        missing = max(0, num_classes - len(self._weights))
+        return torch.cat([self._weights, self._weights.new_ones(missing)])
 
     def scores(self) -> Scores:
         return _ClassScores()
