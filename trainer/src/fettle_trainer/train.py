@@ -61,9 +61,20 @@ class Training:
 
     def run(self) -> None:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
-        spec = self._spec
-        torch.set_num_threads(spec.runtime.num_threads)
+        torch.set_num_threads(self._spec.runtime.num_threads)
         self._check_ranks()
+        try:
+            self._start()
+            early = self._train()
+        finally:
+            self._ranks.leave()
+        if self._ranks.first:
+            self._finish(early)
+
+    def _start(self) -> None:
+        """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
+        a resumed run needs no more memory than one that was never stopped."""
+        spec = self._spec
         identity = identity_of(spec)
         resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
@@ -85,13 +96,7 @@ class Training:
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
-        try:
-            self._prepare(identity, resumed)
-            early = self._train()
-        finally:
-            self._ranks.leave()
-        if self._ranks.first:
-            self._finish(early)
+        self._prepare(identity, resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""
@@ -209,7 +214,9 @@ class Training:
         for name, some in rows.items():
             if len(some):
                 path = self._output / "cache" / f"reference-{name}.safetensors"
-                answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
+                answers = remembered(
+                    path, lambda some=some: self._references(some), key=key, rows=some, ranks=self._ranks
+                )
                 rows[name] = replace(some, reference=answers)
         self._rows = RunRows(**rows)
         self._log.log(
