@@ -66,7 +66,7 @@ test("a student learns from a tuned model, which stays until it has", { timeout:
   expect((await server.send("DELETE", path)).error.code).toBe("conflict");
   const run = await ended(id);
   expect(run).toMatchObject({ teacher, task: "classification", method: "lora" });
-  const events = [];
+  const events: string[] = [];
   for await (const event of client.runs.allEvents(id)) events.push(event.message);
   expect(events.join("\n")).toMatch(
     new RegExp(`The teacher ${teacher} has answered the 4\\d rows to train on, \\d+% of them as their labels say`),

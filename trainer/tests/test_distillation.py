@@ -92,7 +92,7 @@ def prepared(folder: Path, tmp_path: Path, task: str, kind: str, **changes: Any)
 
 
 def by_hand(task: str, student: Tensor, teacher: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Mean over rows, or over rows and labels. `weights`: of each row."""
+    """Mean over rows, or over rows and labels. `weights`: of each row, or of each label where it is there."""
     if task == "classification":
         p, q = (teacher / T).softmax(-1), (student / T).log_softmax(-1)
         hard = functional.cross_entropy(student, targets, reduction="none")
@@ -100,10 +100,11 @@ def by_hand(task: str, student: Tensor, teacher: Tensor, targets: Tensor, weight
         return (weights * ((1 - W) * hard + W * soft)).sum() / weights.sum()
     if task == "multilabel_classification":
         p, q = (teacher / T).sigmoid(), (student / T).sigmoid()
-        hard = functional.binary_cross_entropy_with_logits(student, targets)
+        goals = targets.to(student.dtype)
+        hard = functional.binary_cross_entropy_with_logits(student, goals, pos_weight=weights)
         soft = -(T**2) * (p * q.log() + (1 - p) * (1 - q).log()).mean()
         return (1 - W) * hard + W * soft
-    hard = (student[:, 0] - ((targets - 50.0) / 8.0).float()).square().mean()
+    hard = (student[:, 0] - ((targets - 50.0) / 8.0).to(student.dtype)).square().mean()
     return (1 - W) * hard + W * (student[:, 0] - teacher[:, 0]).square().mean()
 
 
@@ -112,8 +113,31 @@ WAYS = [
     ("classification", "bert", {"hyperparameters__class_weights": "balanced"}),
     ("classification", "llama", {}),
     ("multilabel_classification", "bert", {}),
+    ("multilabel_classification", "bert", {"hyperparameters__class_weights": "balanced"}),
     ("regression", "bert", {"hyperparameters__target_mean": 50.0, "hyperparameters__target_std": 8.0}),
 ]
+
+
+def weights_of(stepper: Stepper, task: str, rows: TokenRows, chosen: list[int]) -> Tensor:
+    by_class = torch.tensor(list(stepper.objective.weights) or [1.0] * len(LABELS))
+    return by_class[rows.labels[chosen]] if task == "classification" else by_class
+
+
+@pytest.mark.parametrize(("task", "kind", "changes"), WAYS)
+def test_the_loss_is_the_formulas_to_a_millionth(
+    folder: Path, tmp_path: Path, task: str, kind: str, changes: dict[str, Any]
+) -> None:
+    stepper, rows = prepared(folder, tmp_path, task, kind, **changes)
+    batch = stepper.collate(rows, [4, 0, 9, 2, 7])
+    teacher = cast("Tensor", batch.reference).double()
+    student = 3 * torch.randn(teacher.shape, generator=torch.Generator().manual_seed(3))
+    weights = weights_of(stepper, task, rows, list(batch.rows)).double()
+    expected = float(by_hand(task, student.double(), teacher, batch.targets_N, weights))
+    found = stepper.objective.loss(student.clone(), batch, 0.0).total / stepper.objective.num_losses(batch)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(
+        float(by_hand(task, student.double(), -teacher, batch.targets_N, weights))
+    )
 
 
 @pytest.mark.parametrize(("task", "kind", "changes"), WAYS)
@@ -132,14 +156,11 @@ def test_loss_and_gradients_are_those_of_the_formula(
     for row in chosen:
         logits.append(loaded.model(input_ids=rows.ids_of(row)[None]).logits.float())
         targets.append(stepper.collate(rows, [row]).targets_N)
-    classes = rows.labels[torch.tensor(chosen)]
-    weights = torch.ones(len(chosen))
-    if "hyperparameters__class_weights" in changes:
-        weights = torch.tensor(list(stepper.objective.weights))[classes]
+    weights = weights_of(stepper, task, rows, chosen)
     teacher = cast("Tensor", rows.reference)[torch.tensor(chosen)]
     expected = by_hand(task, torch.cat(logits), teacher, torch.cat(targets), weights)
     cast("Any", expected).backward()
-    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     assert found
     for name, gradient in found.items():
         wanted = loaded.trainable()[name].grad
@@ -179,9 +200,8 @@ def answers_of(spec: dict[str, Any]) -> Tensor:
 def one_by_one(artefact: Path, base: Path, spec: dict[str, Any]) -> Tensor:
     """By transformers' own layers, of each row alone."""
     loaded = load_artefact(artefact, base, torch.float32)
-    rows = [row for row in class_rows(24, seed=1)]
     made: list[Tensor] = []
-    for row in rows:
+    for row in class_rows(24, seed=1):
         text = loaded.prompts.classification_text(row["text"], None, 64)
         with torch.no_grad():
             made.append(loaded.model(input_ids=torch.tensor([text.ids])).logits.float())
@@ -278,6 +298,42 @@ def test_a_student_learns_what_its_labels_do_not_say(folder: Path, tmp_path: Pat
         assert code == 0, events[-1]
         accuracy[weight] = of_type(events, "evaluation")[-1]["metrics"]["accuracy"]
     assert accuracy[1.0] > 0.9 > 0.6 > accuracy[0.0]
+
+
+def test_rows_in_several_files_are_answered_in_their_order(folder: Path, tmp_path: Path) -> None:
+    """As the folds of a cross-validation are."""
+    made = tuned(folder, "teacher-bert", method="full")
+    whole = spec_of(folder, tmp_path / "whole") | {"teacher": taught_by(made)}
+    rows = class_rows(24, seed=1)
+    parts = [write_rows(tmp_path / f"part-{n}.jsonl", rows[n * 12 : n * 12 + 12]) for n in (0, 1)]
+    cut = spec_of(folder, tmp_path / "cut")
+    cut["data"] |= {"train_path": str(parts[0]), "more_train_paths": [str(parts[1])]}
+    answers = answers_of(cut | {"teacher": taught_by(made)})
+    torch.testing.assert_close(answers, answers_of(whole), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel_classification", "regression"])
+def test_how_often_the_teacher_agrees_with_the_labels_is_told(
+    folder: Path, tmp_path: Path, task: str
+) -> None:
+    unit = {"hyperparameters__target_mean": 50.0, "hyperparameters__target_std": 8.0}
+    changes = unit if task == "regression" else {}
+    name = {"classification": "teacher-bert", "regression": "teacher-numbers"}.get(task, "teacher-several")
+    made = tuned(folder, name, task=task, **changes)
+    spec = spec_of(folder, tmp_path / "out", task=task, **changes) | {"teacher": taught_by(made)}
+    answers, rows = answers_of(spec), task_rows(task, 24, seed=1)
+    told = of_type(events_of(spec), "log")[-1]["data"]
+    assert told["teacher"] == "ft:teacher"
+    if task == "regression":
+        apart = [abs(float(a) * 8 + 50 - row["score"]) for a, row in zip(answers[:, 0], rows, strict=True)]
+        assert told["mean_distance"] == pytest.approx(sum(apart) / 24, rel=1e-4)
+        return
+    if task == "classification":
+        same = [LABELS[int(a.argmax())] == row["label"] for a, row in zip(answers, rows, strict=True)]
+    else:
+        given = [{one for one, logit in zip(LABELS, a, strict=True) if logit > 0} for a in answers]
+        same = [one == set(row["labels"]) for one, row in zip(given, rows, strict=True)]
+    assert told["agreement"] == pytest.approx(sum(same) / 24)
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["cache kept", "cache lost"])

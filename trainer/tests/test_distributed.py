@@ -205,6 +205,26 @@ def test_the_first_rank_alone_looks_for_what_the_starting_model_said(folder: Pat
     assert told(ranks[0], "step", "train_loss") == pytest.approx(told(one, "step", "train_loss"), rel=2e-4)
 
 
+def test_the_first_rank_alone_asks_the_teacher(folder: Path) -> None:
+    one = make(folder, "bert", "taught-one", method="head")
+    other = make(folder, "bert", "teacher", method="head")
+    other["hyperparameters"]["learning_rate"] = 0.1
+    assert train(other)[0] == 0
+    two = make(folder, "bert", "taught-two", method="head", runtime__parallelism="ddp")
+    teacher = {"name": "ft:t", "path": str(folder / "teacher" / "artefact"), "family": "encoder"}
+    for spec in (one, two):
+        spec["teacher"] = {**teacher, "adapter_path": None}
+    code, events = train(one)
+    assert code == 0, events[-1]
+    on_two(two)
+    assert told(two, "step", "train_loss") == pytest.approx(told(one, "step", "train_loss"), rel=2e-4)
+    asked = [
+        sum("has answered" in event["message"] for event in of_type(made, "log"))
+        for made in (events_of(two), events_of_second(two))
+    ]
+    assert asked == [1, 0]
+
+
 @pytest.mark.slow
 def test_a_rank_that_tokenises_for_long_is_waited_for(folder: Path) -> None:
     """Longer than a silent peer is waited for afterwards: the second rank reads its rows once the first has

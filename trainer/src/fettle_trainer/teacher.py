@@ -2,8 +2,8 @@
 
     teacher ── answers each row once ── cache ── forgotten ── student ── learns labels and answers
 
-It answers before the student is loaded, so that two models are never in memory. What it answers follows from
-the run's identity alone: an attempt that does not find the cache computes the same.
+It answers before the student is loaded, so that two models are never in memory, and on the first rank alone.
+What it answers follows from the run's identity: an attempt that does not find the cache computes the same.
 """
 
 import gc
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from .artefact import load_artefact
-from .data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from .data import Tokeniser, TokenRows
 from .device import Compute, dtype_name
+from .distributed import ALONE, Ranks
 from .events import News
 from .failure import TrainFailure, is_out_of_memory
 from .model_folder import check_adapter_folder, check_model_folder
 from .models import load_prompts, quickened
 from .reference import remembered
-from .run_rows import cache_of
+from .run_rows import RunRows, read_rows
 from .serve_artefact import Artefact, read_artefact
 from .serve_refusal import ServeRefusal
 from .spec import BaseModel, TrainSpec
 from .step import Stepper
+from .tasks.multilabel import marks_of
 from .tensor_files import integers
 
 _TELL_SECONDS = 30
@@ -49,10 +51,16 @@ class Answers:
         apart = set(integers(self.lines)) ^ set(integers(rows.lines))
         raise TrainFailure(
             "invalid_training_file",
-            f"Line {min(apart, default=1)} says something to one of model and teacher {self.teacher!r} alone: "
+            f"Line {min(apart, default=1)} says something to only one of model and teacher {self.teacher!r}: "
             "their tokenizers differ in what they leave of a text.",
             "Write a word into that row, or take it out.",
         )
+
+
+def taught(rows: RunRows, answers: Answers | None, ranks: Ranks) -> RunRows:
+    """Rows to train on with their answers, which the first rank has. Raises TrainFailure."""
+    train = rows.train if answers is None else answers.beside(rows.train)
+    return replace(rows, train=replace(train, reference=ranks.from_first(train.reference)))
 
 
 def answer_rows(spec: TrainSpec, compute: Compute, news: News, *, key: str) -> Answers | None:
@@ -65,28 +73,25 @@ def answer_rows(spec: TrainSpec, compute: Compute, news: News, *, key: str) -> A
     news.heartbeat.mark("reading")
     folder = Path(teacher.path)
     length = facts.max_length or spec.hyperparameters.max_length
-    dataset = load_dataset(
-        Path(spec.data.train_path),
-        Tokeniser(load_prompts(folder), spec.task, length, spec.data.labels),
-        cache=cache_of(spec),
-        tokenizer_sha256=tokenizer_sha256(folder),
-        before_row=lambda: news.heartbeat.mark("tokenising", 1),
-    )
+    tokeniser = Tokeniser(load_prompts(folder), spec.task, length, spec.data.labels)
+    dataset = read_rows(spec, tokeniser, news, model=folder, paths=spec.data.train_paths)
     rows = dataset.rows
     found = remembered(
         Path(spec.output_dir) / "cache" / "teacher.safetensors",
-        lambda: _ask(spec, compute, news, teacher=teacher, rows=rows),
+        lambda: _asked_and_forgotten(spec, compute, news, teacher=teacher, rows=rows),
         key=f"{key} {dtype_name(compute.dtype)}",
         rows=rows,
+        ranks=ALONE,
     )
     answers = _as_learnt(found, facts, spec)
     cut = f", {dataset.num_truncated} of them cut to {length} tokens" if dataset.num_truncated else ""
+    agreement, told = _agreement(answers, rows, spec)
     news.log.log(
         "info",
-        f"The teacher {teacher.name} has answered the {len(rows)} rows to train on{cut}"
-        f"{_agreement(answers, rows, spec)}.",
+        f"The teacher {teacher.name} has answered the {len(rows)} rows to train on{cut}, {told}.",
         teacher=teacher.name,
         num_truncated=dataset.num_truncated,
+        **agreement,
     )
     return Answers(teacher.name, rows.lines, answers)
 
@@ -121,8 +126,17 @@ def _refused(teacher: BaseModel, why: str) -> TrainFailure:
     )
 
 
-def _ask(spec: TrainSpec, compute: Compute, news: News, *, teacher: BaseModel, rows: TokenRows) -> Tensor:
+def _asked_and_forgotten(
+    spec: TrainSpec, compute: Compute, news: News, *, teacher: BaseModel, rows: TokenRows
+) -> Tensor:
     """R x K, its logits as they are."""
+    try:
+        return _ask(spec, compute, news, teacher=teacher, rows=rows)
+    finally:
+        gc.collect()  # what stands in a model's layers points back at it
+
+
+def _ask(spec: TrainSpec, compute: Compute, news: News, *, teacher: BaseModel, rows: TokenRows) -> Tensor:
     news.heartbeat.mark("loading")
     base = Path(teacher.path)
     artefact = base if teacher.adapter_path is None else Path(teacher.adapter_path)
@@ -135,13 +149,7 @@ def _ask(spec: TrainSpec, compute: Compute, news: News, *, teacher: BaseModel, r
     if loaded.family == "decoder" and not loaded.packed:
         size = 1  # filled up, it would have to be told which token is no text
     news.log.log("info", f"The teacher {teacher.name} answers {len(rows)} rows; {loaded.layers}.")
-    try:
-        return _fitting(
-            lambda most: stepper.references(rows, most, _begin(news, -(-len(rows) // most))), size
-        )
-    finally:
-        del stepper, loaded
-        gc.collect()  # what stands in a model's layers points back at it
+    return _fitting(lambda most: stepper.references(rows, most, _begin(news, -(-len(rows) // most))), size)
 
 
 def _begin(news: News, num_batches: int) -> Callable[[int], None]:
@@ -182,8 +190,16 @@ def _as_learnt(answers_RK: Tensor, facts: Artefact, spec: TrainSpec) -> Tensor:
     return answers_RK[:, [known.index(label) for label in spec.data.labels or ()]]
 
 
-def _agreement(answers_RK: Tensor, rows: TokenRows, spec: TrainSpec) -> str:
-    if spec.task != "classification":
-        return ""
-    share = float((answers_RK.argmax(dim=1) == rows.labels).double().mean())
-    return f", {share:.0%} of them as their labels say"
+def _agreement(answers_RK: Tensor, rows: TokenRows, spec: TrainSpec) -> tuple[dict[str, float], str]:
+    """How near the teacher is to the labels, as numbers and in words."""
+    if spec.task == "regression":
+        own = spec.hyperparameters
+        guesses = answers_RK[:, 0].double() * own.target_std + own.target_mean
+        apart = float((guesses - rows.labels.view(torch.float64)).abs().mean())
+        return {"mean_distance": apart}, f"on average {apart:.3g} from their scores"
+    if spec.task == "classification":
+        same, words = answers_RK.argmax(dim=1) == rows.labels, "as their labels say"
+    else:
+        same, words = ((answers_RK > 0) == marks_of(rows).bool()).all(dim=1), "with exactly their labels"
+    share = float(same.double().mean())
+    return {"agreement": share}, f"{share:.0%} of them {words}"

@@ -34,7 +34,7 @@ from .sampling import Windows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
-from .teacher import answer_rows
+from .teacher import answer_rows, taught
 
 _Result = TypeVar("_Result")
 Verifier = Callable[[Path, Path, Path], float]
@@ -81,14 +81,14 @@ class Training:
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
-        answers = answer_rows(spec, self._compute, self._news, key=fingerprint_of(identity))
+        answers = None
+        if self._ranks.first:
+            answers = answer_rows(spec, self._compute, self._news, key=fingerprint_of(identity))
         self._heartbeat.mark("loading")
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
         tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
-        if answers is not None:
-            self._rows = replace(self._rows, train=answers.beside(self._rows.train))
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         tell_rows(
             self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
@@ -96,6 +96,8 @@ class Training:
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
+        if spec.teacher is not None:
+            self._rows = taught(self._rows, answers, self._ranks)
         self._prepare(identity, resumed)
 
     def _train(self) -> bool:

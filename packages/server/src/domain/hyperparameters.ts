@@ -130,11 +130,10 @@ const rules: Record<keyof Hyperparameters, Rule> = {
 const severeImbalance = 10;
 
 function classWeightsRule(
-  { task, labels }: Situation,
+  { task, labels, numRows }: Situation,
   { sampling }: Partial<Hyperparameters>,
 ): { value: string; reason: string } {
-  if (task === "multilabel_classification")
-    return { value: "none", reason: "weights move a label's probability away from how often it is there" };
+  if (task === "multilabel_classification") return labelWeights(labels, numRows);
   if (task !== "classification") return { value: "none", reason: notUsed };
   if (sampling === "balanced") return { value: "none", reason: "every class is drawn as often already" };
   const counts = Object.entries(labels).filter(([, count]) => count > 0);
@@ -145,6 +144,18 @@ function classWeightsRule(
   return most[1] > severeImbalance * least[1]
     ? { value: "balanced", reason: `${told}: without weights the rare class would hardly be learnt` }
     : { value: "none", reason: `${told}: at most ${severeImbalance} to 1 apart` };
+}
+
+/** Never weighed unasked: a label may be as rare as its file says, and its probability is then right. */
+function labelWeights(labels: Situation["labels"], numRows: number): { value: string; reason: string } {
+  const reason = "weights move a label's probability away from how often it is there";
+  const [rarest = ["", numRows] as const] = Object.entries(labels)
+    .filter(([, count]) => count > 0)
+    .sort(([, a], [, b]) => a - b);
+  const [name, count] = rarest;
+  const rare = numRows - count > severeImbalance * count;
+  const told = `"${name}" is on ${count} of ${numRows} rows: "balanced" would find it more often, but ${reason}`;
+  return { value: "none", reason: rare ? told : reason };
 }
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */

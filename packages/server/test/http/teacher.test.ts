@@ -104,6 +104,19 @@ describe("a model that is needed", () => {
     });
     expect(json.teacher).toBe(teacher.model);
     expect((await remove(teacher.model)).json.error.message).toContain(`is needed by ${json.id}`);
+    const vain = { model: "minilm", training_file: file, space: { distill_weight: { values: [0.2] } } };
+    expect((await world.send("POST", "/api/sweeps", { body: vain })).json.error).toMatchObject({
+      code: "value_out_of_range",
+      param: "space.distill_weight",
+      message: expect.stringContaining("no teacher is named"),
+    });
+  });
+
+  it("stays for a cross-validation, which hands it to its folds", async () => {
+    const body = { model: "minilm", training_file: file, teacher: teacher.model };
+    const { json } = await world.send("POST", "/api/cross-validations", { body });
+    expect(json.teacher).toBe(teacher.model);
+    expect((await remove(teacher.model)).json.error.message).toContain(`is needed by ${json.id}`);
   });
 
   it("is deleted, or its run is made, never both", async () => {

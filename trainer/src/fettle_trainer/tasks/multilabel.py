@@ -95,11 +95,14 @@ class Multilabel(Objective):
 def balanced(rows: "TokenRows") -> list[float]:
     """By label, what a row that has it counts, so that all which have it weigh as much as all which have not:
     at most a hundred times as much or as little, and 1 for a label of no row."""
-    count = int(rows.labels[0])
-    places = rows.aux_starts[:-1, None] + torch.arange(count)
-    have = rows.aux[places].double().sum(dim=0)
+    have = marks_of(rows).double().sum(dim=0)
     ratio = ((len(rows) - have) / have.clamp(min=1)).clamp(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
     return [float(one) for one in torch.where(have > 0, ratio, 1.0)]
+
+
+def marks_of(rows: "TokenRows") -> Tensor:
+    """N x V, 1 where a row has a label."""
+    return rows.aux[rows.aux_starts[:-1, None] + torch.arange(int(rows.labels[0]))]
 
 
 class _LabelScores(Scores):
