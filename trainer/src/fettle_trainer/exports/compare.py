@@ -14,13 +14,14 @@ import transformers
 from transformers import modeling_gguf_pytorch_utils
 
 from ..artefact import load_artefact
+from ..collate import Collator
 from ..data import TokenRows
 from ..failure import TrainFailure
 from ..models import Loaded, load_prompts
 from ..spec import Task
-from ..step import Stepper
 from ..tensor_files import read_metadata, read_tensors, write_tensors
-from .sample import Sample, Score, agreement, score
+from .onnx_model import ONNX_FILE, OnnxModel
+from .sample import Sample, Score, agreement, score, score_of
 
 Form = Literal["safetensors", "merged", "gguf", "onnx"]
 
@@ -50,11 +51,15 @@ class Measured:
     accuracy: float
 
 
-def write_probe(path: Path, sample: Sample, *, before: Score, expected: Score | None, task: Task) -> None:
+def write_probe(path: Path, sample: Sample, collate: Collator, before: Score, expected: Score | None) -> None:
     tensors = {**sample.rows.tensors(), "before": before.logits_NV}
     if expected is not None:
         tensors["expected"] = expected.logits_NV
-    write_tensors(path, tensors, {"task": task})
+    write_tensors(
+        path,
+        tensors,
+        {"task": collate.task, "pad_id": str(collate.pad_id), "start_id": str(collate.start_id)},
+    )
 
 
 def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
@@ -85,10 +90,11 @@ def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Pa
 
 def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
     """In this process. Raises TrainFailure (`artefact_mismatch`)."""
-    task = cast("Task", read_metadata(probe)["task"])
+    told = read_metadata(probe)
+    task = cast("Task", told["task"])
     stored = read_tensors(probe)
     rows, before = TokenRows.of(stored), stored["before"]
-    found = score(Stepper(_loaded(form, folder, base), task), rows)
+    found = _onnx_score(folder, told, rows) if form == "onnx" else score(_loaded(form, folder, base), task, rows)
     if not bool(torch.isfinite(found.logits_NV).all()):
         raise mismatch("some of its answers are no numbers")
     difference = None
@@ -111,6 +117,13 @@ def mismatch(why: str) -> TrainFailure:
 
 def _loaded(form: Form, folder: Path, base: Path) -> Loaded:
     return _read_gguf(folder, base) if form == "gguf" else load_artefact(folder, base, torch.float32)
+
+
+def _onnx_score(folder: Path, told: dict[str, str], rows: TokenRows) -> Score:
+    task = cast("Task", told["task"])
+    collate = Collator(task, packed=False, pad_id=int(told["pad_id"]), start_id=int(told["start_id"]))
+    model = OnnxModel(folder / ONNX_FILE)
+    return score_of(rows, collate, lambda _, batch: model.answers(batch, task))
 
 
 def _read_gguf(folder: Path, base: Path) -> Loaded:

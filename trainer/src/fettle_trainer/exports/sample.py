@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..collate import Batch, Collator
 from ..data import Tokeniser, TokenRows, load_dataset
 from ..models import Loaded
 from ..spec import Task, read_spec
 from ..step import Stepper
+from ..tasks import objective_of
 
 _MOST_ROWS = 32
 _MOST_TOKENS = 512
@@ -61,19 +63,26 @@ def sample_of(
     return Sample(_bounded(loaded, _tokenised(tokeniser, built_in, scratch), task), "built_in")
 
 
-def score(stepper: Stepper, rows: TokenRows) -> Score:
+def score(loaded: Loaded, task: Task, rows: TokenRows) -> Score:
+    """Of a model in memory."""
+    stepper = Stepper(loaded, task)
+    return score_of(rows, stepper.collate, lambda row, _: stepper.answers(rows, [row]))
+
+
+def score_of(rows: TokenRows, collate: Collator, answers: Callable[[int, Batch], Tensor]) -> Score:
     """Row by row, so that no model sees padding that another does not."""
-    answers: list[Tensor] = []
+    objective = objective_of(collate.task)
+    found: list[Tensor] = []
     total, correct, count = 0.0, 0, 0
     for row in range(len(rows)):
-        logits = stepper.answers(rows, [row])
-        batch = stepper.collate(rows, [row])
-        loss = stepper.objective.loss(logits.clone(), batch, 0.0)
+        batch = collate(rows, [row])
+        logits = answers(row, batch)
+        loss = objective.loss(logits.clone(), batch, 0.0)
         total += float(loss.total)
         correct += loss.num_correct
         count += batch.targets_N.numel()
-        answers.append(logits)
-    return Score(torch.cat(answers), total / count, correct / count)
+        found.append(logits)
+    return Score(torch.cat(found), total / count, correct / count)
 
 
 def agreement(one_NV: Tensor, other_NV: Tensor) -> float:

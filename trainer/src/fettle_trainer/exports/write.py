@@ -17,13 +17,14 @@ import torch
 
 from ..adapters import merge_lora
 from ..artefact import load_artefact, save_model, write_json, written_whole
+from ..collate import Collator
 from ..failure import TrainFailure
 from ..models import Loaded
 from ..spec import Task
-from ..step import Stepper
 from .compare import GGUF_FILE, Form, Measured, measured_in_fresh_process, mismatch, write_probe
 from .gguf_model import GgufType, as_stored, check_gguf, write_gguf
 from .modelfile import modelfile
+from .onnx_model import ONNX_FILE, OnnxModel, arrays_of, quantize_int8, require_onnx, write_onnx
 from .prune import prune
 from .readme import MODELFILE, REPORT_FILE, vllm_command, write_readme
 from .refusal import not_possible
@@ -86,6 +87,9 @@ class _Export:
         tell("loading the model")
         self._loaded = load_artefact(request.source, request.base, torch.float32)
         labels = self._facts["labels"]
+        self._collate = Collator(
+            self._task, packed=False, pad_id=self._loaded.pad_id, start_id=self._loaded.start_id
+        )
         # What is written for a while lies beside the export: who kills us takes that folder away.
         self._scratch = request.out.parent
         self._sample = sample_of(
@@ -107,6 +111,8 @@ class _Export:
             )
         if not 0 <= share < 1:
             raise TrainFailure("value_out_of_range", f"prune is {share}.", "Give a share from 0 to below 1.")
+        if form == "onnx":
+            require_onnx()
         if form == "gguf" and self._task != "chat":
             raise not_possible(form, f"llama.cpp writes text, and this model's task is {self._task}")
 
@@ -128,7 +134,7 @@ class _Export:
         return report
 
     def _score(self, loaded: Loaded) -> Score:
-        return score(Stepper(loaded, self._task), self._sample.rows)
+        return score(loaded, self._task, self._sample.rows)
 
     def _prune(self) -> None:
         self._tell("pruning")
@@ -156,10 +162,26 @@ class _Export:
             case "gguf":
                 self._write_gguf(folder)
             case "onnx":
-                raise not_possible(
-                    "onnx", "onnx, onnxscript and onnxruntime are not part of this installation"
-                )
+                return self._write_onnx(folder)
         return self._score(loaded)
+
+    def _write_onnx(self, folder: Path) -> Score | None:
+        """int8: no exact answer is known, its loss of quality is what is told."""
+        loaded, path = self._loaded, folder / ONNX_FILE
+        loaded.prompts.raw.save_pretrained(str(folder))
+        loaded.model.config.save_pretrained(folder)
+        write_json(folder / "fettle.json", self._facts)
+        if self._request.quantize is None:
+            write_onnx(loaded, path)
+            return self._score(loaded)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
+            whole = Path(scratch) / ONNX_FILE
+            write_onnx(loaded, whole)
+            quantize_int8(whole, path)
+            models = [OnnxModel(whole), OnnxModel(path)]
+        inputs = arrays_of(self._collate(self._sample.rows, [0]))
+        self._speed = compared(lambda: models[0].run(inputs), lambda: models[1].run(inputs))
+        return None
 
     def _write_gguf(self, folder: Path) -> None:
         quantize = cast("GgufType", self._request.quantize or "f16")
@@ -184,7 +206,7 @@ class _Export:
         request, loaded = self._request, self._loaded
         with tempfile.TemporaryDirectory(dir=self._scratch) as temporary:
             probe = Path(temporary) / "probe.safetensors"
-            write_probe(probe, self._sample, before=before, expected=expected, task=self._task)
+            write_probe(probe, self._sample, self._collate, before, expected)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
         is_served = self._task == "chat" and request.form in ("safetensors", "merged")
         is_adapter = request.form == "safetensors" and loaded.lora is not None
