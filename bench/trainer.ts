@@ -5,7 +5,8 @@
  *                            [--held-out 32] [--peer-flags defaults|best] [--rows N]
  *
  * For each work and each of the peer's two settings (its defaults, and the fastest of its documented flags, found by
- * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. Measure on an idle machine:
+ * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. Where our batches are sorted by
+ * length, a third row gives them to the peer too: the engines alone, and losses step by step. Measure on an idle machine:
  * anything beside it makes thread barriers wait.
  */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -192,7 +193,7 @@ function print(rows: Row[], machine: Machine): void {
   );
   for (const row of rows)
     console.log(
-      `${row.work} (${row.rows}) against ${row.peer} (${row.peer_flags}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
+      `${row.work} (${row.rows}) against ${row.peer} (${row.peer_flags}${row.same_batches ? ", our batches" : ""}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
         `${row.tokens_per_s.toFixed(0)} and ${row.peer_tokens_per_s.toFixed(0)} tokens/s, memory ${row.rss_ratio.toFixed(2)}x, ` +
         `first step ${row.first_step_s.toFixed(1)} and ${row.peer_first_step_s.toFixed(1)} s, losses within ${row.loss_rel_diff === null ? "?" : (100 * row.loss_rel_diff).toFixed(3)} %`,
     );
@@ -240,6 +241,11 @@ async function main(): Promise<void> {
         const flags =
           kind === "defaults" ? work.defaults : await bestFlags({ setting, python }, options.probeSteps, machine);
         rows.push(await compare({ setting, python, kind, flags }, options.pairs, machine));
+        // No flag of the peer's gives it these: what is left to differ is the engine, and losses step by step.
+        if (kind === "best" && work.byLength && work.ratedFrom === "step") {
+          const given = { ...flags, train_sampling_strategy: "sequential" };
+          rows.push(await compare({ setting, python, kind, flags: given }, options.pairs, machine));
+        }
       }
     } finally {
       rmSync(setting.folder, { recursive: true, force: true });

@@ -2,6 +2,7 @@
  * `npm run docs`: writes the pages that are made from facts.
  *
  *   docs/errors.md  from the error catalogue, packages/contract/src/errors.ts
+ *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts and methods.ts
  *   README.md       the block between the demo markers, from docs/demo.json, a saved `npm run demo -- --json`
  *
  * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json. `--check` writes nothing and ends with 1 when a page is out of date.
@@ -10,6 +11,8 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { errorCatalogue, errorType } from "../packages/contract/src/errors.ts";
+import { chooseWay, matrix } from "../packages/server/src/domain/compatibility.ts";
+import { methodFacts } from "../packages/server/src/domain/methods.ts";
 import { demoBlock, withoutMachine } from "./docs-demo.mjs";
 
 const root = join(import.meta.dirname, "..");
@@ -41,6 +44,69 @@ export function errorsPage() {
   return `${[...head, ...rows].join("\n").trimEnd()}\n`;
 }
 
+const table = (head, rows) =>
+  [head, head.map(() => "---"), ...rows].map((cells) => `| ${cells.join(" | ")} |`).join("\n");
+
+/** The page of docs/methods.md. */
+export function methodsPage() {
+  const wanted = {
+    model: "the model",
+    family: "decoder",
+    numParameters: 1e9,
+    rows: "chat",
+    task: null,
+    method: null,
+    tunedBy: null,
+    tunedFor: null,
+  };
+  const refused = [
+    { family: "seq2seq", rows: "pair", method: "head" },
+    { method: "qlora" },
+    { rows: "classification", method: "prompt" },
+    { family: "encoder" },
+    { method: "lora", tunedBy: "dora", tunedFor: "chat" },
+  ].map((change) => `> ${chooseWay({ ...wanted, ...change }).refusal.message}`);
+  return `${[
+    "# Methods",
+    "",
+    "What of a model is trained: `fettle train FILE --model M --method lora`, or `method.supervised.method` of a job.",
+    "Left out, it is chosen, and the run says why.",
+    "",
+    table(
+      ["method", "trains", "leaves", "lora_r, lora_alpha, lora_dropout, target_modules"],
+      Object.entries(methodFacts).map(([name, { trains, leaves, hasRank }]) => [
+        `\`${name}\``,
+        trains,
+        leaves === "adapter" ? "an adapter in PEFT's format" : "a whole model",
+        hasRank ? "used" : "not used",
+      ]),
+    ),
+    "",
+    "## What works",
+    "",
+    "The first method is the default; encoders and encoder-decoders below 500 million parameters are tuned whole.",
+    "",
+    table(
+      ["model", "task", "rows", "methods"],
+      matrix.map(({ family, task, rows, methods }) => [
+        family,
+        task,
+        rows.join(", or "),
+        methods.map((name) => `\`${name}\``).join(" "),
+      ]),
+    ),
+    "",
+    "Anything else is refused when the job is made, with the reason and what works instead. For example:",
+    "",
+    refused.join("\n>\n"),
+    "",
+    "On CPUs, `lora` and `rslora` without `lora_dropout`, `full`, `freeze` and `head` run on the fused layers where there are",
+    "any for the model. `dora`, `ia3`, `prompt`, `prefix`, and dropout inside an adapter, run on the model's own; the run's\nfirst log lines say which. `prompt` and `prefix` cannot be merged: they are served, and exported as they are.",
+    "",
+    "Made from `packages/server/src/domain/compatibility.ts` and `methods.ts` by `npm run docs`.",
+  ].join("\n")}\n`;
+}
+
 const [open, close] = ["<!-- demo:begin -->", "<!-- demo:end -->"];
 
 /** README.md with the saved demo between its markers; without a saved run nothing is shown. */
@@ -61,7 +127,7 @@ function saveDemo(path) {
 function pages() {
   const demo = existsSync(at("docs/demo.json")) ? JSON.parse(readFileSync(at("docs/demo.json"), "utf8")) : null;
   const readme = readFileSync(at("README.md"), "utf8");
-  return { "docs/errors.md": errorsPage(), "README.md": readmePage(readme, demo) };
+  return { "docs/errors.md": errorsPage(), "docs/methods.md": methodsPage(), "README.md": readmePage(readme, demo) };
 }
 
 function main(argv) {

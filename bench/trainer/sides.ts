@@ -68,6 +68,7 @@ function specOf({ work, folder, numThreads, seed }: Setting, output: string): Tr
       device: "cpu",
       dtype: "auto",
       num_threads: numThreads,
+      parallelism: "ddp",
       checkpoint_seconds: 86400,
       checkpoint_steps: 0,
       keep_checkpoints: 1,

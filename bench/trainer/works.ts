@@ -37,7 +37,7 @@ export interface Work {
   readonly passes: number;
   readonly hyperparameters: Partial<Hyperparameters>;
   readonly defaults: Flags;
-  /** Each is tried for a few steps; the fastest is the peer's best. `sequential` reads our own batches in our order. */
+  /** Each is tried for a few steps; the fastest is the peer's best. */
   readonly candidates: readonly Flags[];
 }
 
@@ -58,8 +58,13 @@ const base: Hyperparameters = {
   lora_alpha: 32,
   lora_dropout: 0,
   target_modules: "all-linear",
+  trainable_layers: 1,
+  num_virtual_tokens: 20,
   early_stopping_patience: 0,
   eval_steps: 0,
+  class_weights: "none",
+  target_mean: 0,
+  target_std: 1,
   beta: 0.1,
 };
 
@@ -98,7 +103,7 @@ const decoder = {
   candidates: combinations(decoderChoices).map((flags) => ({ ...flags, gradient_checkpointing: false })),
 } as const;
 
-const trainer = combinations({ bf16: [true, false], train_sampling_strategy: order });
+const trainer = combinations({ bf16: [true, false], train_sampling_strategy: ["random", "group_by_length"] });
 
 const encoder = {
   kind: "encoder",

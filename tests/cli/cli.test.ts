@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { exitCodes } from "../../packages/client/src/cli/exit.js";
 import { Fettle } from "../../packages/client/src/index.js";
+import { tunedRun } from "../../packages/server/test/http/tuned.js";
 import { type ClientServer, startClientServer } from "../clients/server.js";
 import { type Captured, captured } from "./captured.js";
 
@@ -47,6 +48,7 @@ describe("help", () => {
     "data show",
     "chat",
     "classify",
+    "predict",
     "keys",
     "keys ls",
     "keys create",
@@ -250,6 +252,36 @@ describe("models", () => {
       code: 2,
       stderr: "error (usage): No text to classify: give texts as arguments, or pipe them in, one a line.\n",
     });
+  });
+});
+
+describe("predict", () => {
+  it("prints what was found, with its place; a question is asked of a whole text from a pipe", async () => {
+    const { inference } = server.world;
+    const finder = { baseModel: "minilm", family: "encoder", task: "question_answering", method: "lora" } as const;
+    const { model } = await tunedRun(server.world, finder);
+    inference.prediction = { answer: { start: 0, end: 5, text: "Paris", score: 3.5 } };
+    const said = await cli.run(["predict", model, "--question", "Where?"], { stdinText: "Paris is\na town.\n" });
+    expect(said).toMatchObject({ code: 0, stderr: "" });
+    expect(said.stdout).toBe("SCORE   CHARACTERS  ANSWER  TEXT\n3.5000  0-5         Paris   Paris is a town.\n");
+    expect(inference.asked.at(-1)).toEqual([{ text: "Where?", second: "Paris is\na town." }]);
+    inference.prediction = { answer: null };
+    const none = await cli.run(["predict", model, "--question", "Who?", "Paris"]);
+    expect(none.stdout.split("\n")[1]).toBe("-      -           -       Paris");
+    const tagger = await tunedRun(server.world, { ...finder, task: "token_classification" });
+    inference.prediction = { entities: [{ start: 0, end: 5, text: "Par\u001bs", label: "city", probability: 0.9 }] };
+    const found = await cli.run(["predict", tagger.model, "Paris"]);
+    expect(found.stdout.split("\n")[1]).toBe("city   0.9000       0-5         Par\ufffds   Paris");
+    inference.prediction = { score: 2.5 };
+    const ranker = await tunedRun(server.world, { ...finder, task: "ranking" });
+    const ranked = await cli.run(["predict", ranker.model, "--prompt", "Hello", "Hi", "--json"]);
+    expect(cli.document(ranked)).toMatchObject({ data: [{ index: 0, prediction: { score: 2.5 } }] });
+    expect(inference.asked.at(-1)).toEqual([{ text: "Hello", second: "Hi" }]);
+  });
+
+  it("wants a text, and one kind of input", async () => {
+    expect(await cli.run(["predict", base])).toMatchObject({ code: 2 });
+    expect((await cli.run(["predict", base, "x", "-q", "a", "-p", "b"])).stderr).toContain("give one of them");
   });
 });
 

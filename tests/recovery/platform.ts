@@ -147,8 +147,13 @@ export const hyperparameters: Hyperparameters = {
   lora_alpha: 8,
   lora_dropout: 0,
   target_modules: "all-linear",
+  trainable_layers: 1,
+  num_virtual_tokens: 20,
   early_stopping_patience: 0,
   eval_steps: 0,
+  class_weights: "none",
+  target_mean: 0,
+  target_std: 1,
   beta: 0.1,
 };
 

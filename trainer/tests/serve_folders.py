@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
@@ -88,13 +88,29 @@ def save(model: PreTrainedModel, folder: Path, kind: str) -> PreTrainedTokenizer
 def write_adapter(base: PreTrainedModel, folder: Path, options: dict[str, object], seed: int) -> None:
     """A PEFT adapter whose B is not zero, so that it changes what the base says."""
     torch.manual_seed(seed)
-    peft = get_peft_model(base, LoraConfig(**options))  # pyright: ignore[reportArgumentType]
+    config = IA3Config if "feedforward_modules" in options else LoraConfig
+    peft = get_peft_model(base, config(**options))  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 0.4)
+            elif "magnitude" in name or "ia3_l" in name:
+                parameter.mul_(torch.rand(parameter.shape) + 0.5)
     peft.save_pretrained(str(folder))
     peft.unload()
+
+
+def write_virtual(base: PreTrainedModel, out: Path) -> None:
+    """Virtual tokens as PEFT writes them: `<model>-prompt` and `<model>-prefix`."""
+    for kind in (PromptTuningConfig, PrefixTuningConfig):
+        torch.manual_seed(112)
+        peft = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=5))
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "prompt_encoder" in name:
+                    parameter.mul_(2.0)
+        which = "prompt" if kind is PromptTuningConfig else "prefix"
+        peft.save_pretrained(str(out / f"{base.config.model_type}-{which}"))
 
 
 def llama_config(**changes: object) -> LlamaConfig:
@@ -112,6 +128,21 @@ def write_llama(out: Path) -> None:
     for number, rank in enumerate((4, 2, 8)):
         options = {"r": rank, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
         write_adapter(model, out / f"llama-adapter-{number}", options, 100 + number)
+    dora = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+        "use_dora": True,
+    }
+    write_adapter(model, out / "llama-adapter-dora", dora, 110)
+    ia3 = {
+        "target_modules": ["k_proj", "v_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    write_adapter(model, out / "llama-adapter-ia3", ia3, 111)
+    write_virtual(model, out)
 
 
 def write_llama_classifier(out: Path) -> None:
@@ -155,6 +186,15 @@ def write_gpt2(out: Path) -> None:
         "fan_in_fan_out": True,
     }
     write_adapter(model, out / "gpt2-adapter", options, 300)
+    write_adapter(model, out / "gpt2-adapter-dora", {**options, "use_dora": True}, 301)
+    ia3 = {
+        "target_modules": ["c_attn", "mlp.c_proj"],
+        "feedforward_modules": ["mlp.c_proj"],
+        "task_type": "CAUSAL_LM",
+        "fan_in_fan_out": True,
+    }
+    write_adapter(model, out / "gpt2-adapter-ia3", ia3, 302)
+    write_virtual(model, out)
 
 
 def bert_config(**changes: object) -> BertConfig:
@@ -168,19 +208,24 @@ def write_bert(out: Path) -> None:
     torch.manual_seed(3)
     base = BertModel(bert_config())
     save(base, out / "bert", "encoder")
+    options = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["query", "value"],
+        "task_type": "SEQ_CLS",
+        "modules_to_save": ["classifier"],
+    }
     for number, labels in enumerate((["ham", "spam"], ["a", "b", "c"])):
         torch.manual_seed(30 + number)
         model = BertForSequenceClassification.from_pretrained(str(out / "bert"), num_labels=len(labels))
-        options = {
-            "r": 4,
-            "lora_alpha": 8,
-            "target_modules": ["query", "value"],
-            "task_type": "SEQ_CLS",
-            "modules_to_save": ["classifier"],
-        }
         folder = out / f"bert-adapter-{number}"
         write_adapter(model, folder, options, 400 + number)
         (folder / "fettle.json").write_text(json.dumps({"task": "classification", "labels": labels}))
+    torch.manual_seed(40)
+    scorer = BertForSequenceClassification.from_pretrained(str(out / "bert"), num_labels=1)
+    write_adapter(scorer, out / "bert-scorer", options, 410)
+    target = {"mean": 50.0, "std": 8.0}
+    (out / "bert-scorer" / "fettle.json").write_text(json.dumps({"task": "regression", "target": target}))
 
 
 def write_bert_tuned(out: Path) -> None:

@@ -23,7 +23,7 @@ from tiny import (
 )
 from training import of_type, train
 
-from fettle_trainer import artefact
+from fettle_trainer import adapter_kinds, artefact
 from fettle_trainer.__main__ import main
 from fettle_trainer.adapters import lora_layers
 from fettle_trainer.checkpoint_model import Start, export_checkpoint
@@ -185,11 +185,11 @@ def test_merging_that_changes_answers_is_refused_and_writes_nothing(
     values = read_tensors(tensors)
     write_tensors(tensors, {name: value * 10 for name, value in values.items()})
 
-    def half(model: Any) -> None:
+    def half(model: Any, _: Any) -> None:
         for _, layer in lora_layers(model):
             layer.lora_B.data /= 2
 
-    monkeypatch.setattr(artefact, "merge_lora", half)
+    monkeypatch.setattr(adapter_kinds, "merge", half)
     with pytest.raises(TrainFailure, match="merging changes its answers"):
         artefact.merge(tmp_path / "model", tensors.parent, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

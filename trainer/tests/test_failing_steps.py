@@ -81,10 +81,10 @@ def test_a_resumed_run_does_not_try_the_larger_micro_batch_again(
     Scarce(monkeypatch, rows=2)
     plain = Stepper.train_step
 
-    def ends_at_step_three(stepper: Stepper, *arguments: Any) -> Any:
+    def ends_at_step_three(stepper: Stepper, *arguments: Any, **ranks: Any) -> Any:
         if len(losses(events_of(spec))) == 2:
             raise OSError(28, "No space left on device")
-        return plain(stepper, *arguments)
+        return plain(stepper, *arguments, **ranks)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "train_step", ends_at_step_three)
@@ -153,8 +153,8 @@ def test_nan_stops_the_run_at_that_step_and_names_the_last_good_checkpoint(
     spec = spec_of(tmp_path, runtime__checkpoint_steps=2)
     plain = Stepper.train_step
 
-    def breaks_at_step_four(stepper: Stepper, *arguments: Any) -> Any:
-        result = plain(stepper, *arguments)
+    def breaks_at_step_four(stepper: Stepper, *arguments: Any, **ranks: Any) -> Any:
+        result = plain(stepper, *arguments, **ranks)
         return (math.nan, *result[1:]) if len(losses(events_of(spec))) == 3 else result
 
     monkeypatch.setattr(Stepper, "train_step", breaks_at_step_four)

@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from test_step import gradients, make_plain, plain_stepper, prepared
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fettle_trainer.adapters import LoraLinear, LoraSettings
+from fettle_trainer.collate import Batch
 from fettle_trainer.device import Compute
-from fettle_trainer.kernels.attention import LONGEST_PLAIN, QUERIES_AT_ONCE, Layout, attend, with_dropout
+from fettle_trainer.kernels import encoder
+from fettle_trainer.kernels.attention import QUERIES_AT_ONCE, attend, with_dropout
 from fettle_trainer.kernels.embedding import Embedding
 from fettle_trainer.kernels.gate import swiglu
 from fettle_trainer.kernels.head_loss import head_loss
 from fettle_trainer.kernels.heads import Heads
+from fettle_trainer.kernels.layout import LONGEST_PLAIN, Layout
 from fettle_trainer.kernels.norm import Norm
 from fettle_trainer.kernels.projection import Projection
 from fettle_trainer.packing import IMPLEMENTATION
@@ -125,7 +129,7 @@ def test_attention_lays_a_bias_over_the_scores() -> None:
     both(
         lambda given, bias: attend([given], layout, heads, bias=bias),
         lambda given, bias: plain_attention(heads, lengths, given, bias),
-        [torch.randn(24, 72), torch.randn(3, 12, 12)],
+        [torch.randn(24, 72), torch.randn(3, layout.longest, layout.longest)],
     )
 
 
@@ -340,3 +344,33 @@ def test_a_run_says_why_there_are_none(folder: Path) -> None:
     assert loaded.kernels is None
     assert "lora_dropout 0 is faster" in loaded.layers
     assert "fused layers for gpt2" in prepared(folder, "gpt2")[0].layers
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "bert"])
+def test_answers_that_nobody_reads_are_left_out(folder: Path, kind: str) -> None:
+    loaded, rows, stepper = prepared(folder, kind, "full")
+    assert loaded.kernels is not None
+    chosen = [[0, 1, 2]]
+    narrow = gradients(stepper, rows, chosen)
+    seen: list[Tensor | None] = []
+    reads = loaded.kernels.reads
+
+    def all_of_them(batch: Batch) -> None:
+        seen.append(reads(batch))
+
+    loaded.kernels.reads = all_of_them
+    wide = gradients(stepper, rows, chosen)
+    assert seen[0] is not None
+    for name, gradient in narrow.items():
+        torch.testing.assert_close(gradient, wide[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"])
+def test_a_head_known_to_read_first_tokens_reads_nothing_else(kind: str) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8}
+    config = getattr(transformers, f"{kind}Config")(num_hidden_layers=1, **sizes)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    assert encoder.reads_first_tokens(model)
+    hidden = torch.randn(2, 5, 16)
+    read = getattr(model.base_model, "pooler", None) or model.classifier
+    torch.testing.assert_close(read(hidden), read(hidden[:, :1]))

@@ -29,17 +29,21 @@ def adapter(number: int) -> str:
 
 
 def mixed_requests() -> list[dict[str, Any]]:
-    adapters = [None, adapter(0), adapter(1), adapter(2)]
-    return [greedy(prompt, adapter=adapters[n % 4], max_tokens=8 + 5 * n) for n, prompt in enumerate(PROMPTS)]
+    others = [str(root() / f"llama-{kind}") for kind in ("adapter-ia3", "prompt", "prefix")]
+    adapters = [None, adapter(0), adapter(1), adapter(2), *others]
+    return [greedy(prompt, adapter=adapters[n % 7], max_tokens=8 + 5 * n) for n, prompt in enumerate(PROMPTS)]
 
 
 def reference_logits(name: str, adapter_path: str | None, ids: list[int]) -> Tensor:
-    """T x V logits of plain transformers, the adapter merged by PEFT into the weights."""
+    """T x V logits of plain transformers, the adapter merged by PEFT into the weights where it is a change of
+    them."""
     model: Any = AutoModelForCausalLM.from_pretrained(written(name))
     if adapter_path is not None:
-        model = PeftModel.from_pretrained(model, adapter_path).merge_and_unload()
+        model = PeftModel.from_pretrained(model, adapter_path)
+        model = model if adapter_path.endswith(("-prompt", "-prefix")) else model.merge_and_unload()
+    given = torch.tensor([ids])
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits[0]
+        return model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0, -len(ids) :]
 
 
 def reference_greedy(name: str, adapter_path: str | None, ids: list[int], count: int) -> list[int]:
@@ -93,7 +97,15 @@ def grouped(messages: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         ("llama", "llama-adapter-0"),
         ("llama", "llama-adapter-2"),
         ("gpt2", None),
+        ("llama", "llama-adapter-dora"),
         ("gpt2", "gpt2-adapter"),
+        ("gpt2", "gpt2-adapter-dora"),
+        ("llama", "llama-adapter-ia3"),
+        ("gpt2", "gpt2-adapter-ia3"),
+        ("llama", "llama-prompt"),
+        ("llama", "llama-prefix"),
+        ("gpt2", "gpt2-prompt"),
+        ("gpt2", "gpt2-prefix"),
     ],
 )
 def test_greedy_equals_plain_transformers_with_the_adapter_merged(name: str, path: str | None) -> None:
@@ -255,8 +267,24 @@ def test_what_cannot_be_answered_is_refused_with_its_code(
     assert answered.last["type"] == "end"
 
 
-def test_an_adapter_of_another_base_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_virtual_tokens_count_as_context(kind: str) -> None:
+    written("llama")
+    path = str(root() / f"llama-{kind}")
+    fits, refused = Harness("llama", "decoder").run(
+        [
+            {**greedy("", adapter=path, max_tokens=1), "prompt": {"tokens": [5] * 506}},
+            {**greedy("", adapter=path, max_tokens=1), "prompt": {"tokens": [5] * 507}},
+        ]
+    )
+    assert fits.last["type"] == "end"
+    assert refused.last["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("folder", ["gpt2-adapter", "gpt2-prefix", "bert-adapter-0"])
+def test_an_adapter_of_another_base_is_refused(folder: str) -> None:
     written("gpt2")
-    answer = Harness("llama", "decoder").one(greedy("hello", adapter=str(root() / "gpt2-adapter")))
+    written("bert")
+    answer = Harness("llama", "decoder").one(greedy("hello", adapter=str(root() / folder)))
     assert answer.last["code"] == "inference_failed"
     assert "base model it was trained on" in answer.last["message"]

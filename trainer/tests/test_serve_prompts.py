@@ -78,7 +78,8 @@ def test_sources_and_texts_are_encoded_as_in_training() -> None:
     training = PromptEncoder(encoder.tokenizer)  # pyright: ignore[reportArgumentType]
     long = "the quick brown fox " * 9
     assert (
-        PromptWriter(encoder).for_classification(long, 20) == training.classification_text(long, None, 20).ids
+        PromptWriter(encoder).for_classification(long, 20).ids
+        == training.classification_text(long, None, 20).ids
     )
     assert PromptWriter(encoder).for_embedding("help") == training.classification_ids("help")
 

@@ -302,11 +302,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"base_model__path": "/nowhere"}, "model_not_found", "config.json is missing"),
     ({"hyperparameters__max_length": 8}, "invalid_training_file", "None of 40 rows can be used for training"),
     ({"base_model__adapter_path": "/nowhere"}, "model_not_found", "holds no adapter"),
-    (
-        {"method": "full", "base_model__adapter_path": "/x"},
-        "incompatible_method",
-        "cannot go on from an adapter",
-    ),
     ({"task": "seq2seq", "base_model__family": "seq2seq"}, "incompatible_method", "cannot do task 'seq2seq'"),
     (
         {"task": "classification", "base_model__family": "encoder", "data__labels": LABELS},

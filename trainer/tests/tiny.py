@@ -190,6 +190,42 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def task_rows(task: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the tasks with a head or vectors, made of the rows of `class_rows`."""
+    rows = class_rows(count, seed)
+    made: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        text, label = row["text"], row["label"]
+        other = rows[(index + 1) % count]["text"]
+        word = text.split()[0]
+        made.append(
+            {
+                "classification": {"text": text, "label": label},
+                "multilabel_classification": {
+                    "text": text,
+                    "labels": [name for name in LABELS if name == label or index % 4 == 0],
+                },
+                "regression": {"text": text, "score": 40.0 + 10.0 * LABELS.index(label)},
+                "ranking": {"chosen_text": text, "rejected_text": other, "prompt": "login"},
+                "token_classification": {
+                    "text": text,
+                    "entities": [{"start": 0, "end": len(word), "label": label}],
+                },
+                "question_answering": {
+                    "question": "which fox",
+                    "context": text,
+                    "answers": [] if index % 3 == 2 else [{"start": 0, "text": word}],
+                },
+                "embedding": {
+                    "anchor": text,
+                    "positive": f"{label} {word}",
+                    **({"negative": other} if index % 2 else {}),
+                },
+            }[task]
+        )
+    return made
+
+
 def preference_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Questions with an answer to learn, and one to leave."""
     rows: list[dict[str, Any]] = []
@@ -235,8 +271,13 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "lora_alpha": 8,
             "lora_dropout": 0.0,
             "target_modules": "all-linear",
+            "trainable_layers": 1,
+            "num_virtual_tokens": 5,
             "early_stopping_patience": 0,
             "eval_steps": 0,
+            "class_weights": "none",
+            "target_mean": 0.0,
+            "target_std": 1.0,
             "beta": 0.1,
         },
         "seed": 7,
@@ -244,6 +285,7 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "device": "cpu",
             "dtype": "float32",
             "num_threads": 1,
+            "parallelism": "ddp",
             "checkpoint_seconds": 3600,
             "checkpoint_steps": 0,
             "keep_checkpoints": 3,

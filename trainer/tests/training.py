@@ -26,7 +26,10 @@ def train(spec: dict[str, Any], **kinds: Any) -> tuple[int, list[dict[str, Any]]
 
 def write_spec(spec: dict[str, Any]) -> Path:
     path = Path(spec["output_dir"]).with_suffix(".spec.json")
-    path.write_text(json.dumps(spec))
+    # As a whole: another rank may be reading it.
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(spec))
+    whole.replace(path)
     return path
 
 

@@ -4,6 +4,7 @@ import {
   type ChatCompletionChunk,
   chatCompletionChunkSchema,
   chatCompletionSchema,
+  type ClassifyRequest,
   type ClassifyResult,
   classifyResultSchema,
   createdKeySchema,
@@ -14,6 +15,9 @@ import {
   keyListSchema,
   type ModelObject,
   modelListSchema,
+  type PredictRequest,
+  type PredictResult,
+  predictResultSchema,
   type RequestMessage,
   type StatusObject,
   statusSchema,
@@ -69,13 +73,18 @@ export class Fettle {
   }
 
   /** Labels of one text or many, with the probability of each. */
-  classify(
-    request: { model: string; input: string | string[] },
-    { signal }: { signal?: AbortSignal } = {},
-  ): Promise<ClassifyResult> {
+  classify(request: ClassifyRequest, { signal }: { signal?: AbortSignal } = {}): Promise<ClassifyResult> {
     return this.connection.json(
       { method: "POST", path: "/api/classify", json: request, ...(signal && { signal }) },
       classifyResultSchema,
+    );
+  }
+
+  /** A number, the entities or the answer of each input, from a model tuned for that. */
+  predict(request: PredictRequest, { signal }: { signal?: AbortSignal } = {}): Promise<PredictResult> {
+    return this.connection.json(
+      { method: "POST", path: "/api/predict", json: request, ...(signal && { signal }) },
+      predictResultSchema,
     );
   }
 

@@ -170,10 +170,16 @@ export const exportMergedHeader = "x-fettle-merged";
 /** The last file of an export that failed after its beginning; holds an error body. */
 export const exportErrorName = "fettle-error.json";
 
+const askedTextSchema = z.string().min(1).max(1_000_000);
+/** Of a model whose rows had text_pair, both texts. */
+const classifyInputSchema = z.union([
+  askedTextSchema,
+  z.strictObject({ text: askedTextSchema, text_pair: askedTextSchema.optional() }),
+]);
 export const classifyRequestSchema = z
   .strictObject({
     model: modelNameSchema,
-    input: z.union([z.string().min(1).max(1_000_000), z.array(z.string().min(1).max(1_000_000)).min(1).max(2048)]),
+    input: z.union([classifyInputSchema, z.array(classifyInputSchema).min(1).max(2048)]),
   })
   .meta({ id: "ClassifyRequest" });
 export type ClassifyRequest = z.infer<typeof classifyRequestSchema>;
@@ -193,6 +199,56 @@ export const classifyResultSchema = z
   })
   .meta({ id: "ClassifyResult" });
 export type ClassifyResult = z.infer<typeof classifyResultSchema>;
+
+/** A text alone, or the fields that the rows of the model's task have. */
+export const predictInputSchema = z.union([
+  askedTextSchema,
+  z.strictObject({
+    text: askedTextSchema.optional(),
+    text_pair: askedTextSchema.optional().describe("regression: the second of two texts"),
+    prompt: askedTextSchema.optional().describe("ranking: what text is an answer to"),
+    question: askedTextSchema.optional().describe("question_answering"),
+    context: askedTextSchema.optional().describe("question_answering: where the answer is looked for"),
+  }),
+]);
+export type PredictInput = z.infer<typeof predictInputSchema>;
+export const predictRequestSchema = z
+  .strictObject({
+    model: modelNameSchema.describe("tuned for regression, ranking, token_classification or question_answering"),
+    input: z.union([predictInputSchema, z.array(predictInputSchema).min(1).max(2048)]),
+  })
+  .meta({ id: "PredictRequest" });
+export type PredictRequest = z.infer<typeof predictRequestSchema>;
+const spanFields = {
+  start: z.number().int().min(0).describe("characters (Unicode code points) from 0"),
+  end: z.number().int().min(0).describe("the first character after it"),
+  text: z.string(),
+};
+/** By task: a number; the entities of a text; the answer a context holds, or null. */
+export const predictionSchema = z.union([
+  z.strictObject({ score: z.number().describe("regression: in the unit of the rows; ranking: higher is better") }),
+  z.strictObject({
+    entities: z.array(z.strictObject({ ...spanFields, label: z.string(), probability: z.number().min(0).max(1) })),
+  }),
+  z.strictObject({
+    answer: z
+      .strictObject({
+        ...spanFields,
+        score: z.number().describe("by how much it is likelier than no answer: the logarithm of a ratio, above 0"),
+      })
+      .nullable(),
+  }),
+]);
+export type Prediction = z.infer<typeof predictionSchema>;
+export const predictResultSchema = z
+  .strictObject({
+    object: z.literal("list"),
+    model: z.string(),
+    data: z.array(z.strictObject({ index: z.number().int(), prediction: predictionSchema })),
+    usage: z.strictObject({ prompt_tokens: z.number().int(), total_tokens: z.number().int() }),
+  })
+  .meta({ id: "PredictResult" });
+export type PredictResult = z.infer<typeof predictResultSchema>;
 
 export const createKeySchema = z
   .strictObject({

@@ -33,8 +33,13 @@ const ownOrAuto = {
   lora_alpha: z.union([auto, own.lora_alpha]).optional(),
   lora_dropout: z.union([auto, own.lora_dropout]).optional(),
   target_modules: z.union([auto, own.target_modules]).optional(),
+  trainable_layers: z.union([auto, own.trainable_layers]).optional(),
+  num_virtual_tokens: z.union([auto, own.num_virtual_tokens]).optional(),
   early_stopping_patience: z.union([auto, own.early_stopping_patience]).optional(),
   eval_steps: z.union([auto, own.eval_steps]).optional(),
+  class_weights: z.union([auto, own.class_weights]).optional(),
+  target_mean: z.union([auto, own.target_mean]).optional(),
+  target_std: z.union([auto, own.target_std]).optional(),
   beta: z.union([auto, own.beta]).optional(),
 };
 

@@ -36,6 +36,53 @@ export const pairRowSchema = z.object({
   group: z.string().optional(),
 });
 
+/** Any number of labels. */
+export const multilabelRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  text_pair: z.string().optional(),
+  labels: z.array(z.string()),
+  group: z.string().optional(),
+});
+export const scoreRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  text_pair: z.string().optional(),
+  score: z.number(),
+  group: z.string().optional(),
+});
+/** Two texts, the better one first. */
+export const rankingRowSchema = z.object({
+  line: z.number().int(),
+  prompt: z.string().optional(),
+  chosen_text: z.string(),
+  rejected_text: z.string(),
+  group: z.string().optional(),
+});
+/** `start` and `end` count characters (code points, not UTF-16 units) from 0; `end` is outside. */
+export const entitySchema = z.object({ start: z.number().int(), end: z.number().int(), label: z.string() });
+export const entityRowSchema = z.object({
+  line: z.number().int(),
+  text: z.string(),
+  entities: z.array(entitySchema),
+  group: z.string().optional(),
+});
+/** `start` counts characters of the context, as above. No answer: the context does not hold one. */
+export const answerRowSchema = z.object({
+  line: z.number().int(),
+  question: z.string(),
+  context: z.string(),
+  answers: z.array(z.object({ start: z.number().int(), text: z.string() })),
+  group: z.string().optional(),
+});
+/** Texts that belong together, and one that does not. */
+export const similarityRowSchema = z.object({
+  line: z.number().int(),
+  anchor: z.string(),
+  positive: z.string(),
+  negative: z.string().optional(),
+  group: z.string().optional(),
+});
 /** Two answers to one conversation. */
 export const preferenceRowSchema = z.object({
   line: z.number().int(),
@@ -55,10 +102,40 @@ export const textRowSchema = z.object({
 export type ChatRow = z.infer<typeof chatRowSchema>;
 export type ClassificationRow = z.infer<typeof classificationRowSchema>;
 export type PairRow = z.infer<typeof pairRowSchema>;
+export type MultilabelRow = z.infer<typeof multilabelRowSchema>;
+export type ScoreRow = z.infer<typeof scoreRowSchema>;
+export type RankingRow = z.infer<typeof rankingRowSchema>;
+export type Entity = z.infer<typeof entitySchema>;
+export type EntityRow = z.infer<typeof entityRowSchema>;
+export type AnswerRow = z.infer<typeof answerRowSchema>;
+export type SimilarityRow = z.infer<typeof similarityRowSchema>;
 export type PreferenceRow = z.infer<typeof preferenceRowSchema>;
 export type TextRow = z.infer<typeof textRowSchema>;
-export type CanonicalRow = ChatRow | ClassificationRow | PairRow | PreferenceRow | TextRow;
+export type CanonicalRow =
+  | ChatRow
+  | ClassificationRow
+  | PairRow
+  | MultilabelRow
+  | ScoreRow
+  | RankingRow
+  | EntityRow
+  | AnswerRow
+  | SimilarityRow
+  | PreferenceRow
+  | TextRow;
 
 /** What the rows of a file are. `pair` trains a seq2seq model, or a decoder as completion. */
-export const rowKindSchema = z.enum(["chat", "classification", "pair", "preference", "text"]);
+export const rowKindSchema = z.enum([
+  "chat",
+  "classification",
+  "pair",
+  "multilabel",
+  "score",
+  "ranking",
+  "entities",
+  "answers",
+  "similarity",
+  "preference",
+  "text",
+]);
 export type RowKind = z.infer<typeof rowKindSchema>;

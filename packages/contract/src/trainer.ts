@@ -5,8 +5,31 @@
  */
 import { z } from "zod";
 
-export const taskSchema = z.enum(["chat", "classification", "seq2seq", "preference", "pretraining"]);
-export const methodSchema = z.enum(["full", "lora", "head"]);
+export const taskSchema = z.enum([
+  "chat",
+  "classification",
+  "seq2seq",
+  "multilabel_classification",
+  "regression",
+  "ranking",
+  "token_classification",
+  "question_answering",
+  "embedding",
+  "preference",
+  "pretraining",
+]);
+export const methodSchema = z.enum([
+  "full",
+  "lora",
+  "rslora",
+  "dora",
+  "qlora",
+  "freeze",
+  "head",
+  "ia3",
+  "prompt",
+  "prefix",
+]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
 export type Task = z.infer<typeof taskSchema>;
 export type Method = z.infer<typeof methodSchema>;
@@ -29,8 +52,15 @@ export const hyperparametersSchema = z.strictObject({
   lora_alpha: z.number().positive().max(2048),
   lora_dropout: z.number().min(0).max(0.9),
   target_modules: z.union([z.literal("all-linear"), z.array(z.string().min(1).max(128)).min(1).max(64)]),
+  trainable_layers: z.number().int().min(1).max(1000).describe("freeze: how many layers are trained, from the last"),
+  num_virtual_tokens: z.number().int().min(1).max(1000).describe("prompt and prefix: what stands before each row"),
   early_stopping_patience: z.number().int().min(0).max(100).describe("evaluations without gain; 0 is off"),
   eval_steps: z.number().int().min(0).max(100000).describe("optimiser steps between evaluations; 0 is once per epoch"),
+  class_weights: z
+    .enum(["none", "balanced"])
+    .describe("classification: balanced lets every class weigh the same, however many rows it has"),
+  target_mean: z.number().min(-1e30).max(1e30).describe("regression: (score - target_mean) / target_std is learnt"),
+  target_std: z.number().positive().max(1e30),
   beta: z.number().positive().max(2).describe("preference: how dear leaving the starting model is"),
 });
 export type Hyperparameters = z.infer<typeof hyperparametersSchema>;
@@ -51,7 +81,11 @@ export const trainSpecSchema = z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
     train_sha256: z.string().length(64),
     validation_path: z.string().max(4096).nullable().describe("null: nothing is held out, nothing is evaluated"),
-    labels: z.array(z.string().max(256)).max(1000).nullable().describe("classification: class names in id order"),
+    labels: z
+      .array(z.string().max(256))
+      .max(1000)
+      .nullable()
+      .describe("names of classes, of labels or of entities in id order"),
   }),
   output_dir: z.string().max(4096),
   hyperparameters: hyperparametersSchema,
@@ -60,6 +94,9 @@ export const trainSpecSchema = z.strictObject({
     device: z.enum(["auto", "cpu", "cuda"]),
     dtype: z.enum(["auto", "float32", "bfloat16"]),
     num_threads: z.number().int().min(1).max(256),
+    parallelism: z
+      .enum(["ddp", "fsdp"])
+      .describe("of several ranks, when torchrun starts them: each holds the whole model, or a part of it"),
     checkpoint_seconds: z.number().min(0).max(86400).describe("least wall time between checkpoints"),
     checkpoint_steps: z.number().int().min(0).max(1000000).describe("also every N steps; 0 is by time alone"),
     keep_checkpoints: z.number().int().min(1).max(100),

@@ -17,12 +17,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .light_start import hide_unused_packages, prepare_transformers
+from .light_start import bound_product_caches, hide_unused_packages, prepare_transformers
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None and given[:1] != ["fetch"]:
+        bound_product_caches()
         hide_unused_packages()
     # These two have command lines of their own.
     if given[:1] == ["serve"]:

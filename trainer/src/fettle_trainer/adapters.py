@@ -1,13 +1,14 @@
 """LoRA: low-rank changes of linear layers, trained here, read and written in PEFT's format.
 
-y = W x + (alpha / r) * B A x          A: r x in, B: out x r, W frozen      (Hu et al. 2021, section 4.1)
+LoRA:   y = W x + s B A x       A: r x in, B: out x r, W frozen; s = alpha / r  (Hu et al. 2021, section 4.1)
+rsLoRA: s = alpha / sqrt(r)                                                     (Kalajdzievski 2023)
+DoRA:   y = g (W x + s B A x)   g = m / |W + s B A|, row by row; m: out, trained; the length is a constant of
+                                the backward pass                               (Liu et al. 2024, section 4.3)
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,9 +18,8 @@ from torch.nn import functional
 from .failure import TrainFailure
 from .spec import Task
 from .tasks import objective_of
-from .tensor_files import read_tensors
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,12 @@ class LoraSettings:
     dropout: float
     targets: tuple[str, ...] | None
     modules_to_save: tuple[str, ...]
+    rslora: bool = False
+    dora: bool = False
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.r
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
 
 class LoraLinear(nn.Module):
@@ -43,7 +45,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator) -> None:
         super().__init__()
         weight = cast("Tensor", base.weight)
-        self.transposed = _is_transposed(base)
+        self.transposed = is_transposed(base)
         wide, tall = weight.shape if self.transposed else (weight.shape[1], weight.shape[0])
         self.base = base
         self.scale = settings.scale
@@ -53,6 +55,7 @@ class LoraLinear(nn.Module):
         down.uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(down.to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(tall, settings.r, device=weight.device))
+        self.magnitude = nn.Parameter(self._norm()) if settings.dora else None
 
     @property
     def weight(self) -> Tensor:
@@ -61,8 +64,11 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = cast("Tensor", self.base(x))
-        if self.dropout and self.training:
+        drops = self.dropout > 0 and self.training
+        if drops:
             x = functional.dropout(x, self.dropout)
+        if self.magnitude is not None:
+            return self._rescaled(x, y, drops=drops)
         low = functional.linear(x.to(self.lora_A.dtype), self.lora_A)
         if y.dtype != low.dtype:
             return y + functional.linear(low, self.lora_B * self.scale)
@@ -70,15 +76,43 @@ class LoraLinear(nn.Module):
         flat = torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale)
         return flat.view(y.shape)
 
+    def _rescaled(self, x: Tensor, y: Tensor, *, drops: bool) -> Tensor:
+        """DoRA. y + (g - 1) W x + g s B A x: a dropout of x reaches the change alone, as in PEFT."""
+        assert self.magnitude is not None
+        gain = self.magnitude / self._norm()
+        low = functional.linear(x.to(self.lora_A.dtype), self.lora_A)
+        change = functional.linear(low, self.lora_B * self.scale)
+        if drops:
+            weight = self.weight.t() if self.transposed else self.weight
+            plain = functional.linear(x.to(weight.dtype), weight)
+        else:
+            bias = cast("Tensor | None", self.base.bias)
+            plain = y if bias is None else y - bias
+        return (y + (gain - 1) * plain + gain * change).to(y.dtype)
+
+    def _changed(self) -> Tensor:
+        """W + s B A in fp32, out x in."""
+        weight = self.weight.t() if self.transposed else self.weight
+        return weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+
+    @torch.no_grad()
+    def _norm(self) -> Tensor:
+        return _lengths(self._changed())
+
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """W + scale * B A in the base's own layout and type, added in fp32."""
-        change = self.scale * (self.lora_B.float() @ self.lora_A.float())
-        weight = self.weight
-        return (weight.float() + (change.t() if self.transposed else change)).to(weight.dtype)
+        """The weight that gives this layer's answers, in the base's own layout and type, added in fp32."""
+        whole = self._changed()
+        if self.magnitude is not None:
+            whole *= (self.magnitude / _lengths(whole))[:, None]
+        return (whole.t() if self.transposed else whole).to(self.weight.dtype)
 
 
-def _is_transposed(module: object) -> bool:
+def _lengths(rows: Tensor) -> Tensor:
+    return rows.square().sum(dim=1).sqrt()
+
+
+def is_transposed(module: object) -> bool:
     return module.__class__.__name__ == "Conv1D"
 
 
@@ -87,14 +121,19 @@ def linear_modules(model: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
-        if isinstance(module, nn.Linear) or _is_transposed(module)
+        if isinstance(module, nn.Linear) or is_transposed(module)
     }
 
 
 def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str]) -> list[str]:
-    """Full names of the layers to adapt. `None` is all-linear: every linear layer but the output head and
-    `kept`. Raises TrainFailure naming the layers there are."""
-    linear = linear_modules(model)
+    """Full names of the layers to adapt. `None` is all-linear: every linear layer but the output head,
+    `kept`, and what the task does not ask (frozen by the loader). Raises TrainFailure naming the layers there
+    are."""
+    linear = {
+        name: module
+        for name, module in linear_modules(model).items()
+        if any(parameter.requires_grad for parameter in module.parameters())
+    }
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     inside = tuple(f"{name}." for name in kept)
     free = [
@@ -106,6 +145,14 @@ def choose_targets(model: Any, targets: Sequence[str] | None, kept: Sequence[str
         return free
     chosen = [name for name in free if any(name == one or name.endswith(f".{one}") for one in targets)]
     unused = [one for one in targets if not any(name == one or name.endswith(f".{one}") for name in free)]
+    heads = [name for name, module in linear.items() if module is head]
+    if unused and any(name == unused[0] or name.endswith(f".{unused[0]}") for name in heads):
+        raise TrainFailure(
+            "incompatible_method",
+            f"target_modules names {unused[0]!r}, the output head. It is not adapted: in most models it is "
+            "the embedding as well, and changing one would silently change, or miss, the other.",
+            f"Leave {unused[0]!r} out, or train all weights with method 'full'.",
+        )
     if unused or not chosen:
         known = sorted({name.rsplit(".", 1)[-1] for name in free})
         raise TrainFailure(
@@ -126,12 +173,16 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
         parent, _, leaf = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, leaf, LoraLinear(getattr(owner, leaf), settings, generator))
-    for name in settings.modules_to_save:
+    thaw_saved(model, settings.modules_to_save)
+    return names
+
+
+def thaw_saved(model: Any, names: Sequence[str]) -> None:
+    for name in names:
         for parameter in model.get_submodule(name).parameters():
             # Trained weights stay in fp32, whatever the frozen ones are.
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    return names
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, LoraLinear]]:
@@ -144,12 +195,20 @@ def adapter_tensors(model: Any, settings: LoraSettings) -> dict[str, Tensor]:
     """What adapter_model.safetensors holds, in PEFT's names."""
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
-    for name in settings.modules_to_save:
-        for leaf, value in model.get_submodule(name).state_dict().items():
-            tensors[f"{_PREFIX}{name}.{leaf}"] = value
-    return tensors
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+        if layer.magnitude is not None:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector.weight"] = layer.magnitude.detach()
+    return {**tensors, **module_tensors(model, settings.modules_to_save)}
+
+
+def module_tensors(model: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Of modules kept whole in the adapter, in PEFT's names."""
+    return {
+        f"{PREFIX}{name}.{leaf}": value
+        for name in names
+        for leaf, value in model.get_submodule(name).state_dict().items()
+    }
 
 
 def adapter_config(model: Any, settings: LoraSettings, *, task: Task, base_name: str) -> dict[str, Any]:
@@ -166,8 +225,8 @@ def adapter_config(model: Any, settings: LoraSettings, *, task: Task, base_name:
         "modules_to_save": list(settings.modules_to_save) or None,
         "bias": "none",
         "fan_in_fan_out": any(layer.transposed for _, layer in lora_layers(model)),
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
         "inference_mode": True,
     }
 
@@ -184,21 +243,16 @@ def _short_names(model: nn.Module, names: Sequence[str], kept: Sequence[str]) ->
     return sorted(leaves) if set(meant) == set(names) else list(names)
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = cast("dict[str, Any]", json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    return config, read_tensors(folder / "adapter_model.safetensors")
-
-
-def settings_of(config: dict[str, Any]) -> LoraSettings:
+def lora_settings_of(config: dict[str, Any]) -> LoraSettings:
     """From adapter_config.json. Raises TrainFailure for kinds of adapter we do not read."""
-    strange = [key for key in ("use_dora", "use_rslora", "alora_invocation_tokens") if config.get(key)]
-    strange += [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+    unread = ("alora_invocation_tokens", "rank_pattern", "alpha_pattern")
+    strange = [key for key in unread if config.get(key)]
     targets = config.get("target_modules")
     if config.get("peft_type") != "LORA" or strange or config.get("bias", "none") != "none":
         raise TrainFailure(
             "incompatible_method",
             f"This kind of adapter cannot be trained on: {', '.join(strange) or config.get('peft_type')}.",
-            "Start from the base model, or from a plain LoRA adapter.",
+            "Start from the base model, or from an adapter of LoRA, rsLoRA or DoRA.",
         )
     return LoraSettings(
         r=int(config["r"]),
@@ -206,23 +260,9 @@ def settings_of(config: dict[str, Any]) -> LoraSettings:
         dropout=float(config.get("lora_dropout", 0.0)),
         targets=None if targets in (None, "all-linear") else tuple(cast("list[str]", targets)),
         modules_to_save=tuple(cast("list[str]", config.get("modules_to_save") or [])),
+        rslora=bool(config.get("use_rslora")),
+        dora=bool(config.get("use_dora")),
     )
-
-
-@torch.no_grad()
-def load_adapter(model: Any, settings: LoraSettings, tensors: dict[str, Tensor]) -> None:
-    """Copies an adapter's tensors into the layers of `add_lora`. Raises TrainFailure when they do not fit."""
-    own = adapter_tensors(model, settings)
-    missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
-    if missing or foreign or wrong:
-        raise TrainFailure(
-            "incompatible_method",
-            f"The adapter does not fit this model at {(missing + foreign + wrong)[0].removeprefix(_PREFIX)}.",
-            "Use the base model, target_modules and lora_r the adapter was made with.",
-        )
-    for name, value in own.items():
-        value.copy_(tensors[name])
 
 
 @torch.no_grad()

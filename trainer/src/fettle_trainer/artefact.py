@@ -14,20 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .adapters import (
-    adapter_config,
-    adapter_tensors,
-    add_lora,
-    load_adapter,
-    merge_lora,
-    read_adapter,
-    settings_of,
-)
+from . import adapter_kinds
 from .data import TokenRows, file_sha256
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder
-from .models import Loaded, load_model, load_prompts, start_id
+from .models import Loaded, load_model, load_prompts, pooling_of, start_id
 from .spec import Family, Task, TrainSpec
 from .step import Stepper
 from .tensor_files import read_metadata, read_tensors, sync, write_tensors
@@ -47,14 +39,44 @@ def export(loaded: Loaded, spec: TrainSpec, output_dir: Path) -> Path:
 def write_model(loaded: Loaded, spec: TrainSpec, final: Path) -> Path:
     """Writes the folder `final`, whole or not at all. Raises OSError, TensorFileError (disk full)."""
     with written_whole(final) as partial:
-        if loaded.lora is not None:
-            write_tensors(partial / "adapter_model.safetensors", adapter_tensors(loaded.model, loaded.lora))
-            config = adapter_config(loaded.model, loaded.lora, task=spec.task, base_name=spec.base_model.path)
+        if loaded.adapter is not None:
+            model, adapter = loaded.model, loaded.adapter
+            write_tensors(partial / "adapter_model.safetensors", adapter_kinds.tensors_of(model, adapter))
+            config = adapter_kinds.config_of(model, adapter, task=spec.task, base_name=spec.base_model.path)
             write_json(partial / "adapter_config.json", config)
         else:
             save_model(loaded.model, loaded.prompts.raw, partial)
+            if spec.task == "embedding":
+                write_pooling(partial, loaded)
         write_json(partial / "fettle.json", _facts(loaded, spec))
     return final
+
+
+def write_pooling(folder: Path, loaded: Loaded) -> None:
+    """The files by which sentence-transformers and our own serving know how vectors are made."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    pooling = {
+        "word_embedding_dimension": int(loaded.model.config.hidden_size),
+        "pooling_mode_cls_token": loaded.pooling == "cls",
+        "pooling_mode_mean_tokens": loaded.pooling == "mean",
+        "pooling_mode_max_tokens": False,
+    }
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": loaded.max_length, "do_lower_case": False}
+    )
+    write_json(folder / "modules.json", modules)
 
 
 @contextmanager
@@ -105,7 +127,15 @@ def _facts(loaded: Loaded, spec: TrainSpec) -> dict[str, Any]:
         "stop_token_ids": loaded.prompts.stop_ids(getattr(generation, "eos_token_id", None)),
         "chat_template_sha256": loaded.prompts.template_hash(),
         "max_length": loaded.max_length,
+        "target": _target(spec),
     }
+
+
+def _target(spec: TrainSpec) -> dict[str, float] | None:
+    """What the model's number is multiplied by and what is added then."""
+    if spec.task != "regression":
+        return None
+    return {"mean": spec.hyperparameters.target_mean, "std": spec.hyperparameters.target_std}
 
 
 # ---------------------------------------------------------------- proof
@@ -169,10 +199,9 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     settings = None
     if is_adapter:
         check_adapter_folder(artefact)
-        config, tensors = read_adapter(artefact)
-        settings = settings_of(config)
-        add_lora(model, settings, seed=0)
-        load_adapter(model, settings, tensors)
+        settings, tensors = adapter_kinds.read_adapter(artefact)
+        adapter_kinds.attach(model, settings, seed=0)
+        adapter_kinds.load(model, settings, tensors)
     model.eval()
     prompts = load_prompts(folder)
     pad = prompts.raw.pad_token_id
@@ -182,10 +211,11 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
         family=family,
         head_modules=heads,
         packed=False,
-        lora=settings,
+        adapter=settings,
         max_length=int(facts["max_length"]),
         pad_id=0 if pad is None else pad,
         start_id=start_id(model, prompts, pad or 0),
+        pooling=pooling_of(folder, task),
     )
 
 
@@ -201,9 +231,10 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
     if loaded.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :4]
     with torch.no_grad():
-        apart = cast("Tensor", loaded.model(**inputs).logits)
-        merge_lora(loaded.model)
-        together = cast("Tensor", loaded.model(**inputs).logits)
+        apart = cast("Tensor", loaded.model(**inputs)[0])
+        if loaded.adapter is not None:
+            adapter_kinds.merge(loaded.model, loaded.adapter)
+        together = cast("Tensor", loaded.model(**inputs)[0])
     difference = float((apart - together).abs().max())
     allowed = _TOLERANCE["float32"] * max(1.0, float(apart.abs().max()))
     if not difference <= allowed:
@@ -211,11 +242,13 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
     facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
     with written_whole(out) as partial:
         save_model(loaded.model, loaded.prompts.raw, partial)
+        if facts["task"] == "embedding":
+            write_pooling(partial, loaded)
         write_json(partial / "fettle.json", {**facts, "method": "merged"})
     return difference
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.flush()

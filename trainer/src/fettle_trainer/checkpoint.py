@@ -98,17 +98,20 @@ class CheckpointFolder:
         sync(self._root)
         return Saved(final, _sha256(final / MANIFEST))
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest whole checkpoint, and why newer ones were set aside."""
+    def newest(self, *, mend: bool = True) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, and why newer ones were set aside. Without `mend` these stay as they
+        are, and so does what a killed writer left: another rank sees to it."""
         notes: list[str] = []
         if not self._root.is_dir():
             return None, notes
-        for leftover in self._root.glob(".partial-*"):
+        for leftover in self._root.glob(".partial-*") if mend else ():
             shutil.rmtree(leftover, ignore_errors=True)
         for step in reversed(self.steps()):
             try:
                 return self.load(step), notes
             except DamagedCheckpoint as error:
+                if not mend:
+                    continue
                 aside = self._set_aside(step)
                 notes.append(
                     f"Checkpoint {step} is damaged ({error}); kept as {aside.name}, the one before is used."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .data import TokenRows
+from .packing import filler
 from .spec import Task
 from .tasks import objective_of
 from .tasks.objective import Feed
@@ -72,12 +73,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """`pad_id` and `start_id` are only read where rows are padded."""
+    """`start_id` is only read where rows are padded. `fills`: packed rows end with one that nobody asks, so
+    that few sizes occur."""
 
     task: Task
     packed: bool
     pad_id: int
     start_id: int = 0
+    fills: bool = False
 
     def __call__(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
         if self.task == "seq2seq":
@@ -97,8 +100,13 @@ class Collator:
         feeds = self._feeds(rows, chosen)
         lengths = [len(feed.ids) for feed in feeds]
         starts = list(accumulate(lengths, initial=0))
+        ids = [feed.ids for feed in feeds]
+        fill = filler(starts[-1]) if self.fills else 0
+        if fill:
+            ids.append(torch.full((fill,), self.pad_id))
+            lengths.append(fill)
         return Batch(
-            input_ids=torch.cat([feed.ids for feed in feeds])[None],
+            input_ids=torch.cat(ids)[None],
             position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
             lengths=tuple(lengths),
             gather_N=torch.cat([feed.places + start for feed, start in zip(feeds, starts, strict=False)]),

@@ -58,7 +58,10 @@ class TokenRows:
 
     def __post_init__(self) -> None:
         ids, aux = integers(self.starts.diff()), integers(self.aux_starts.diff())
-        object.__setattr__(self, "lengths", [max(a, b) for a, b in zip(ids, aux, strict=True)])
+        written = [
+            a if label == SEQ2SEQ_LABEL else 0 for a, label in zip(aux, integers(self.labels), strict=True)
+        ]
+        object.__setattr__(self, "lengths", [max(a, b) for a, b in zip(ids, written, strict=True)])
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "TokenRows":

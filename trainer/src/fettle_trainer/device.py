@@ -23,8 +23,9 @@ class Compute:
     reason: str
 
 
-def choose_compute(runtime: Runtime, known_dtype: str | None = None) -> Compute:
+def choose_compute(runtime: Runtime, known_dtype: str | None = None, *, alone: bool = True) -> Compute:
     """`known_dtype`: what an earlier attempt chose; kept, so that a resumed run gives the same bits.
+    `alone`: no other rank, which might measure something else, has to choose the same.
     fp16 is never chosen. Raises TrainFailure when CUDA is asked for and absent."""
     cuda = torch.cuda.is_available()
     if runtime.device == "cuda" and not cuda:
@@ -42,6 +43,8 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None) -> Compute:
         if torch.cuda.is_bf16_supported():
             return Compute(device, torch.bfloat16, "bfloat16: the GPU has it in hardware")
         return Compute(device, torch.float32, "float32: the GPU has no bfloat16")
+    if not alone:
+        return Compute(device, torch.float32, "float32, as on each of the CPUs that share the work")
     gain = bfloat16_gain()
     words = f"a bfloat16 matrix product takes {1 / gain:.2f} times as long as float32 on this CPU"
     if gain >= _WORTHWHILE:

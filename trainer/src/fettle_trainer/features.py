@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .collate import Batch
+from .packing import answers_at
 
 MOST_BYTES = 1 << 30
 
@@ -43,7 +44,7 @@ class Features:
 def hidden_of(model: Any, inputs: dict[str, Any], batch: Batch) -> Tensor:
     """B x E, what `head_logits` goes on from."""
     hidden = cast("Tensor", model.base_model(**inputs).last_hidden_state)
-    return hidden[0, batch.gather_N] if batch.lengths is not None else hidden[:, 0]
+    return hidden[:, 0] if batch.lengths is None else answers_at(hidden, batch.gather_N)
 
 
 def head_logits(model: Any, hidden_BE: Tensor, *, packed: bool) -> Tensor:

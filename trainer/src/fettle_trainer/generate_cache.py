@@ -92,6 +92,14 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=RowLayer)
         self.pads: list[int] = [0]
 
+    @classmethod
+    def of_one_row(cls, before: Sequence[tuple[Tensor, Tensor]] = ()) -> "RowCache":
+        """A row that begins with these keys and values of each layer, 1 x H x T x D."""
+        cache = cls()
+        for layer, (keys, values) in enumerate(before):
+            cast(Any, cache).update(keys, values, layer)
+        return cache
+
     @property
     def length(self) -> int:
         return self.get_seq_length()

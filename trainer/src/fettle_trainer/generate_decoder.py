@@ -79,7 +79,9 @@ class DecoderEngine:
 
     def _prefill_step(self) -> list[Progress]:
         if self._prefill is None and self._waiting and self._fits(self._waiting[0]):
-            self._prefill = _Prefill(self._waiting.popleft(), RowCache())
+            job = self._waiting.popleft()
+            before = job.adapter.before if job.adapter is not None else ()
+            self._prefill = _Prefill(job, RowCache.of_one_row(before))
         prefill = self._prefill
         if prefill is None:
             return []
@@ -168,4 +170,5 @@ class DecoderEngine:
 
 def _reserved(job: GenerationJob) -> int:
     generation = job.generation
-    return len(generation.prompt_ids) + min(generation.options.max_tokens, ASSUMED_ANSWER)
+    before = job.adapter.num_before if job.adapter is not None else 0
+    return before + len(generation.prompt_ids) + min(generation.options.max_tokens, ASSUMED_ANSWER)

@@ -30,6 +30,13 @@ _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "graph_break")
 _PART, _TAKEN = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
 
 
+def bound_product_caches() -> None:
+    """Before torch is loaded. It keeps prepared products of every size for good, 1,024 of them twice over;
+    with rows of many lengths that is 10 MB a step. As many as a model has kinds of products are enough."""
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
 def hide_unused_packages() -> None:
     """At the start of a process of our own, before transformers is imported. What is loaded stays."""
     known = cast("dict[str, object]", sys.modules)

@@ -7,18 +7,30 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .adapters import LoraSettings, add_lora, load_adapter, read_adapter, settings_of
+from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, merge, method_of, read_adapter
+from .adapters import LoraSettings
 from .device import Compute, seed_everything
 from .failure import TrainFailure
+from .freeze import train_heads, train_last_layers
+from .ia3 import Ia3Settings, ia3_settings
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
 from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
-from .spec import Family, Hyperparameters, Task, TrainSpec
+from .serve_artefact import read_pooling
+from .serve_refusal import ServeRefusal
+from .spec import Family, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
+from .virtual_tokens import VirtualSettings
+
+# A comparison of answers would not tell: such adapters begin by changing nothing, or lie outside the layers.
+_UNFUSED: dict[type, str] = {
+    Ia3Settings: "the fused layers know no IA3, which rescales their inputs",
+    VirtualSettings: "the fused layers know no virtual tokens before a row",
+}
 
 _DROPOUT_KEYS = (
     "dropout",
@@ -33,6 +45,7 @@ _DROPOUT_KEYS = (
     "classifier_dropout",
     "classifier_dropout_prob",
     "seq_classif_dropout",
+    "qa_dropout",
     "resid_pdrop",
     "embd_pdrop",
     "attn_pdrop",
@@ -43,20 +56,22 @@ _DROPOUT_KEYS = (
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what
-    stands in for the model's own layers, and in `layers` why, or why not. `lora` None: the model itself is
-    trained. `max_length`: the row bound, lowered to what the model can take."""
+    stands in for the model's own layers, and in `layers` why, or why not. `adapter` None: the model itself
+    is trained. `max_length`: the row bound, lowered to what the model can take. `pooling`: how vectors are
+    made of tokens, where the task wants vectors."""
 
     model: Any
     prompts: PromptEncoder
     family: Family
     head_modules: tuple[str, ...]
     packed: bool
-    lora: LoraSettings | None
+    adapter: Settings | None
     max_length: int
     pad_id: int
     start_id: int
     kernels: Kernels | None = None
     layers: str = ""
+    pooling: str = "mean"
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """By name, in model order; tied weights once."""
@@ -71,17 +86,20 @@ class Loaded:
         heads = {
             id(parameter) for name in inside for parameter in self.model.get_submodule(name).parameters()
         }
-        if self.lora is None and not any(p.requires_grad and id(p) not in heads for p in base.parameters()):
+        if self.adapter is None and not any(
+            p.requires_grad and id(p) not in heads for p in base.parameters()
+        ):
             base.eval()
 
 
-def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
-    """Model with its trainable part thawed. Raises TrainFailure."""
+def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = False) -> Loaded:
+    """Model with its trainable part thawed. `sharded`: its weights are to be split over ranks. Raises
+    TrainFailure."""
     folder = Path(spec.base_model.path)
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
     seed_everything(spec.seed)
-    frozen_dtype = compute.dtype if spec.method == "lora" else torch.float32
+    frozen_dtype = compute.dtype if spec.method in ADAPTER_METHODS else torch.float32
     model, heads = load_model(
         folder,
         spec.task,
@@ -92,23 +110,29 @@ def load_for_training(spec: TrainSpec, compute: Compute) -> Loaded:
     _check_family(model, spec.base_model.family)
     prompts = load_prompts(folder)
     pad_id = _pad_id(model, prompts)
-    lora = _prepare(model, spec, heads)
+    adapter = _prepare(model, spec, heads)
     model.to(compute.device)
     is_decoder = spec.base_model.family == "decoder"
-    kernels, layers = enable_kernels(model, compute.dtype)
-    packed = is_decoder and (kernels is not None or enable_packing(model, compute.dtype))
+    kernels = None
+    layers = "its own layers, split over the ranks" if sharded else _UNFUSED.get(type(adapter), "")
+    if not layers:
+        kernels, layers = enable_kernels(model, compute.dtype)
+    virtual = adapter.count if isinstance(adapter, VirtualSettings) else 0
+    may_pack = is_decoder and not virtual
+    packed = may_pack and (kernels is not None or enable_packing(model, compute.dtype))
     return Loaded(
         model=model,
         prompts=prompts,
         family=spec.base_model.family,
         head_modules=heads,
         packed=packed,
-        lora=lora,
-        max_length=_row_bound(model, prompts, spec.hyperparameters.max_length),
+        adapter=adapter,
+        max_length=_row_bound(model, spec.hyperparameters.max_length, virtual),
         pad_id=pad_id,
         start_id=start_id(model, prompts, pad_id),
         kernels=kernels,
         layers=layers,
+        pooling=pooling_of(folder, spec.task),
     )
 
 
@@ -154,6 +178,11 @@ def load_model(
     missing = {str(key) for key in info["missing_keys"]} | {
         str(entry[0]) for entry in info["mismatched_keys"]
     }
+    if objective.reads == "vectors":
+        # Vectors are pooled from the tokens: a pooler is not asked, and need not be there.
+        missing = {key for key in missing if "pooler." not in key}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("pooler." not in name)
     heads = _head_modules(model, missing) if objective.has_head else ()
     unknown = [key for key in missing if not key.startswith(heads)] if heads else sorted(missing)
     if unknown:
@@ -163,6 +192,16 @@ def load_model(
             "Fetch the model again; the folder is incomplete.",
         )
     return model, heads
+
+
+def pooling_of(folder: Path, task: Task) -> str:
+    """`mean` or `cls`, as the folder says. Raises TrainFailure for another kind."""
+    if objective_of(task).reads != "vectors":
+        return "mean"
+    try:
+        return read_pooling(folder).mode
+    except ServeRefusal as refusal:
+        raise TrainFailure("incompatible_method", refusal.message, "Choose another model.") from refusal
 
 
 def _transformers() -> Any:
@@ -183,7 +222,12 @@ def load_prompts(folder: Path) -> PromptEncoder:
     return PromptEncoder(tokenizer)
 
 
-def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> LoraSettings:
+def _new_settings(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings:
+    hyperparameters, method = spec.hyperparameters, spec.method
+    if method == "ia3":
+        return ia3_settings(model, heads)
+    if method == "prompt" or method == "prefix":
+        return VirtualSettings(method, hyperparameters.num_virtual_tokens)
     targets = hyperparameters.target_modules
     return LoraSettings(
         r=hyperparameters.lora_r,
@@ -191,37 +235,63 @@ def lora_settings(hyperparameters: Hyperparameters, heads: tuple[str, ...]) -> L
         dropout=hyperparameters.lora_dropout,
         targets=None if targets == "all-linear" else tuple(targets),
         modules_to_save=heads,
+        rslora=method == "rslora",
+        dora=method == "dora",
     )
 
 
-def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> LoraSettings | None:
+def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings | None:
     """Freezes and thaws by method."""
     adapter = spec.base_model.adapter_path
-    if spec.method == "lora":
-        if adapter is None:
-            settings = lora_settings(spec.hyperparameters, heads)
-            add_lora(model, settings, spec.seed)
-            return settings
-        check_adapter_folder(Path(adapter))
-        config, tensors = read_adapter(Path(adapter))
-        # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
-        settings = replace(settings_of(config), dropout=spec.hyperparameters.lora_dropout)
-        add_lora(model, settings, spec.seed)
-        load_adapter(model, settings, tensors)
+    if spec.method in ADAPTER_METHODS:
+        if adapter is not None:
+            return _go_on(model, spec, Path(adapter))
+        settings = _new_settings(model, spec, heads)
+        attach(model, settings, spec.seed)
         return settings
     if adapter is not None:
+        _fold_in(model, Path(adapter), spec.seed)
+    if spec.method == "head":
+        train_heads(model, heads)
+    if spec.method == "freeze":
+        train_last_layers(model, spec.hyperparameters.trainable_layers, heads)
+    return None
+
+
+def _go_on(model: Any, spec: TrainSpec, folder: Path) -> Settings:
+    check_adapter_folder(folder)
+    settings, tensors = read_adapter(folder)
+    made_by = method_of(settings)
+    if made_by != spec.method:
         raise TrainFailure(
             "incompatible_method",
-            f"Method {spec.method!r} cannot go on from an adapter.",
-            "Use method 'lora', or merge the adapter into its base first.",
+            f"The adapter was made with method {made_by!r}: method {spec.method!r} cannot go on from it.",
+            f"Use method {made_by!r}, or begin from the base model.",
         )
-    if spec.method == "head":
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for name in heads:
-            for parameter in model.get_submodule(name).parameters():
-                parameter.requires_grad_(True)
-    return None
+    if isinstance(settings, LoraSettings):
+        # Rank, alpha and layers are the adapter's; dropout is how this run trains them.
+        settings = replace(settings, dropout=spec.hyperparameters.lora_dropout)
+    attach(model, settings, spec.seed)
+    load(model, settings, tensors)
+    return settings
+
+
+def _fold_in(model: Any, folder: Path, seed: int) -> None:
+    """The adapter becomes part of the weights, all of them thawed. An adapter of text serves a new head too.
+    Raises TrainFailure when it does not fit."""
+    check_adapter_folder(folder)
+    settings, tensors = read_adapter(folder)
+    if isinstance(settings, VirtualSettings):
+        raise TrainFailure(
+            "incompatible_method",
+            "The adapter is virtual tokens, which no weight can take in.",
+            f"Use method {method_of(settings)!r}, or begin from the base model.",
+        )
+    attach(model, settings, seed)
+    load(model, settings, tensors)
+    merge(model, settings)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
 
 
 def _head_modules(model: Any, missing: set[str]) -> tuple[str, ...]:
@@ -275,12 +345,12 @@ def start_id(model: Any, prompts: PromptEncoder, pad_id: int) -> int:
     return pad_id if start is None else start
 
 
-def _row_bound(model: Any, prompts: PromptEncoder, asked: int) -> int:
-    """Learned position tables end; RoBERTa's begin after the pad position."""
+def _row_bound(model: Any, asked: int, virtual: int) -> int:
+    """Learned position tables end; RoBERTa's begin after the pad position, and virtual tokens take theirs."""
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if most is None or config.model_type in ("t5", "mt5", "umt5", "longt5"):
         return asked
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"):
         most = int(most) - int(config.pad_token_id) - 1
-    return min(asked, int(most))
+    return min(asked, int(most) - virtual)

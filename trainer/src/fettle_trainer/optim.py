@@ -74,10 +74,12 @@ def optimiser_tensors(
 def load_optimiser(
     optimiser: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimiser_tensors`. KeyError when a parameter is missing."""
+    """The inverse of `optimiser_tensors`, on each parameter's device wherever the tensors are: the fused step
+    takes no others. KeyError when a parameter is missing."""
     if not tensors:
         return
     for name, parameter in trainable.items():
         optimiser.state[parameter] = {
-            key: tensors[f"{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+            key: tensors[f"{name}.{key}"].to(parameter.device, copy=True)
+            for key in ("step", "exp_avg", "exp_avg_sq")
         }

@@ -17,21 +17,33 @@ from torch.nn import functional
 
 IMPLEMENTATION = "fettle_segments"
 
+# Tokens of a micro-batch come in multiples of this where layers are our own.
+TOKENS_TOGETHER = 64
+
 _lengths: tuple[int, ...] | None = None
 _target_lengths: tuple[int, ...] | None = None
+_reads: Tensor | None = None
 
 
 @contextmanager
-def segments(lengths: Sequence[int], target_lengths: Sequence[int] = ()) -> Generator[None]:
+def segments(
+    lengths: Sequence[int], target_lengths: Sequence[int] = (), *, reads: Tensor | None = None
+) -> Generator[None]:
     """Within this block the sequence axis of attention holds rows of these lengths, that of an
-    encoder-decoder's decoder the targets'. One thread only."""
-    global _lengths, _target_lengths
-    before = _lengths, _target_lengths
-    _lengths, _target_lengths = tuple(lengths), tuple(target_lengths)
+    encoder-decoder's decoder the targets'. `reads`: see `current_reads`. One thread only."""
+    global _lengths, _target_lengths, _reads
+    before = _lengths, _target_lengths, _reads
+    _lengths, _target_lengths, _reads = tuple(lengths), tuple(target_lengths), reads
     try:
         yield
     finally:
-        _lengths, _target_lengths = before
+        _lengths, _target_lengths, _reads = before
+
+
+def filler(tokens: int) -> int:
+    """Tokens to add, as a row of their own that nobody asks: each new size of a product costs a millisecond
+    of preparation, and memory for good."""
+    return -tokens % TOKENS_TOGETHER
 
 
 def current_lengths() -> tuple[int, ...]:
@@ -46,6 +58,19 @@ def current_target_lengths() -> tuple[int, ...]:
     if not _target_lengths:
         raise RuntimeError("The decoder needs the lengths of the targets.")
     return _target_lengths
+
+
+def current_reads() -> Tensor | None:
+    """The tokens, of all rows laid end to end, whose answers anybody reads; None is all. The last of our own
+    layers leaves the others out."""
+    return _reads
+
+
+def answers_at(hidden: Tensor, places_N: Tensor) -> Tensor:
+    """N x E of B x L x E. Of the answers that are read alone, the first N are these."""
+    if _reads is not None:
+        return hidden[0, : len(places_N)]
+    return hidden.flatten(0, 1).index_select(0, places_N)
 
 
 def segment_attention(_: nn.Module, *tensors: Tensor, **options: Any) -> tuple[Tensor, None]:

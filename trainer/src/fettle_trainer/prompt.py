@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from .messages import Message, PromptError, mapped, normalised, said, strings
-from .tokenizer import Encoded, RawTokenizer, SafeTokenizer
+from .tokenizer import Encoded, RawTokenizer, SafeTokenizer, Window, Word
 
 Tools = Sequence[Any] | None
 
@@ -49,6 +49,15 @@ class ClassificationText:
 
     ids: list[int]
     types: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedText:
+    """`truncated`: words were cut off."""
+
+    ids: list[int]
+    words: list[Word]
     truncated: bool
 
 
@@ -140,6 +149,30 @@ class PromptEncoder:
             return ClassificationText(ids, types, truncated=False)
         ids, types = self.tokens.encode_pair(text, text_pair, max_length)
         return ClassificationText(ids, types, truncated=True)
+
+    def tagged_text(self, text: str, max_length: int) -> TaggedText:
+        """Ids of a text whose words are tagged. Raises PromptError."""
+        self._needs_offsets()
+        ids, words, truncated = self.tokens.encode_words(text, max_length)
+        if not words:
+            raise PromptError("empty_text", "The text is empty: write at least one word.")
+        return TaggedText(ids, words, truncated)
+
+    def windows(self, question: str, context: str, max_length: int) -> list[Window]:
+        """A question before each part of a text. Raises PromptError."""
+        self._needs_offsets()
+        try:
+            return self.tokens.encode_windows(question, context, max_length)
+        except ValueError as error:
+            raise PromptError("too_long", f"{error} Shorten the question or raise max_length.") from error
+
+    def _needs_offsets(self) -> None:
+        if not self.raw.is_fast:
+            raise PromptError(
+                "slow_tokenizer",
+                "This model's tokenizer does not say where its tokens stand in the text. Choose a model with "
+                "a tokenizer.json.",
+            )
 
     def seq2seq_source(self, text: str) -> list[int]:
         """Encoder ids of a seq2seq model."""

@@ -36,12 +36,22 @@ def train_command(spec_path: Path, verify: Verifier | None = None) -> int:
     output = Path(spec.output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        log = EventLog(output / "events.jsonl", spec.attempt)
+        log = EventLog(_event_file(output), spec.attempt)
     except OSError as error:
         print(f"Cannot write to output_dir {output}: {error.strerror}.", file=sys.stderr)
         return DISK_FULL if is_disk_full(error) else FAILED
     with Heartbeat(log, spec.runtime.heartbeat_seconds) as heartbeat:
         return _attempt(spec, News(log, heartbeat, check), verify)
+
+
+def _event_file(output: Path) -> Path:
+    """The first rank speaks for the run; what others say is kept for whoever looks for a fault."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return output / "events.jsonl"
+    folder = output / "ranks" / rank
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "events.jsonl"
 
 
 def _stop_on_signal() -> Callable[[], None]:

@@ -8,11 +8,13 @@ Requests. `id` is the caller's, unique among those in flight; `adapter` is a fol
     {"id", "op": "generate", "adapter", "prompt": {"messages": [], "tools"?: []} | {"text"} | {"tokens": []},
      "max_tokens": n|null, "temperature", "top_p", "stop": [], "seed": n|null, "frequency_penalty",
      "presence_penalty", "logit_bias": {"<token id>": bias}, "logprobs": n|null, "json_mode", "echo"}
-    {"id", "op": "classify", "adapter", "inputs": [text]}
+    {"id", "op": "classify", "adapter", "inputs": [text | {"text", "second"?}]}
+    {"id", "op": "predict", "adapter", "inputs": [{"text", "second"?}]}     two texts: prompt and what was
+                                                                    said to it, or question and context
     {"id", "op": "embed", "adapter", "inputs": [text | [token id]]}
     {"id", "op": "cancel"}                        ends a request; unknown or finished ids are ignored
 
-Answers. After "end", "scores", "vectors", "error" or "cancelled" nothing more comes for an id.
+Answers. After "end", "scores", "predictions", "vectors", "error" or "cancelled" nothing more comes for an id.
 
     {"type": "ready", "pid", "context_length", "rss_bytes"}      once, when the model is loaded
     {"type": "fatal", "code", "message"}                          instead, before exit code 1
@@ -20,6 +22,8 @@ Answers. After "end", "scores", "vectors", "error" or "cancelled" nothing more c
     {"type": "delta", "id", "text", "logprobs": [{"token", "bytes", "logprob": x|null, "top": [{...}]}]}
     {"type": "end", "id", "finish_reason": "stop"|"length", "prompt_tokens", "completion_tokens"}
     {"type": "scores", "id", "scores": [[{"label", "probability"}]], "num_tokens"}     most probable first
+    {"type": "predictions", "id", "predictions": [{"score"} | {"entities": [{"start", "end", "label", "text",
+     "probability"}]} | {"answer": {"start", "end", "text", "score"} | null}], "num_tokens"}
     {"type": "vectors", "id", "vectors": [base64 of float32, little-endian], "num_tokens"}
     {"type": "error", "id": id|null, "code", "message"}
     {"type": "cancelled", "id"}
@@ -39,7 +43,7 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -159,7 +163,15 @@ class ModelProcess:
             self._fail(job.id, job.error)
             return
         del self._running[job.id]
-        rows = [row for row in job.results if row is not None]
+        if job.conclude is not None:
+            try:
+                told = {"predictions": job.conclude(job.answers), "num_tokens": job.num_tokens}
+            except Exception as error:
+                self._fail(job.id, error)
+            else:
+                self.write({"type": "predictions", "id": job.id, **told})
+            return
+        rows = [cast("list[float]", cast("Any", row).tolist()) for row in job.answers]
         if job.head is None:
             vectors = [base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode("ascii") for row in rows]
             self.write({"type": "vectors", "id": job.id, "vectors": vectors, "num_tokens": job.num_tokens})

@@ -10,12 +10,15 @@ from .serve_refusal import ServeRefusal
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """`stop_ids` None: the folder does not say. `max_length`: tokens a row was cut to in training."""
+    """`stop_ids` None: the folder does not say. `max_length`: tokens a row was cut to in training. `target`:
+    mean and standard deviation of the numbers that were learnt."""
 
     labels: tuple[str, ...] | None = None
     stop_ids: frozenset[int] | None = None
     chat_template_sha256: str | None = None
     max_length: int | None = None
+    task: str | None = None
+    target: tuple[float, float] | None = None
 
 
 def read_artefact(folder: Path) -> Artefact:
@@ -24,11 +27,14 @@ def read_artefact(folder: Path) -> Artefact:
     if entries is None:
         return Artefact()
     labels, stop_ids = entries.get("labels"), entries.get("stop_token_ids")
+    target = entries.get("target")
     return Artefact(
         labels=tuple(str(label) for label in labels) if labels else None,
         stop_ids=frozenset(int(token_id) for token_id in stop_ids) if stop_ids else None,
         chat_template_sha256=entries.get("chat_template_sha256"),
         max_length=entries.get("max_length"),
+        task=entries.get("task"),
+        target=(float(target["mean"]), float(target["std"])) if target else None,
     )
 
 

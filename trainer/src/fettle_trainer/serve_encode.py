@@ -1,4 +1,4 @@
-"""Texts in, labels or vectors out: batches of texts of about the same length, from all requests together.
+"""Texts in, labels, predictions or vectors out: batches of about the same length, from all requests together.
 
 The oldest waiting text leads: others of its length class join it, whatever request or adapter they belong to.
 B texts, T tokens (padded right), D hidden size.
@@ -6,8 +6,9 @@ B texts, T tokens (padded right), D hidden size.
 
 import inspect
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,17 @@ SHORTEST_CLASS = 16
 
 @dataclass(slots=True, eq=False)
 class EncodeJob:
-    """`head` None: vectors are wanted. `results` fills as texts are done: label probabilities or vectors."""
+    """`head` None: vectors are wanted. `results` fills as texts are done: a vector each, or what the head
+    says of the text or of each of its tokens. `types` of the tokens, by text, where the model gets them.
+    `conclude` makes predictions of all results."""
 
     id: str
     adapter: Adapter | None
     head: Head | None
     texts: list[list[int]]
-    results: list[list[float] | None] = field(default_factory=list[list[float] | None])
+    types: list[list[int]] | None = None
+    conclude: Callable[[list[Tensor]], list[Any]] | None = None
+    results: list[Tensor | None] = field(default_factory=list["Tensor | None"])
     num_left: int = 0
     error: Exception | None = None
 
@@ -43,12 +48,21 @@ class EncodeJob:
     def num_tokens(self) -> int:
         return sum(len(ids) for ids in self.texts)
 
+    @property
+    def answers(self) -> list[Tensor]:
+        """Of all texts, once none is left."""
+        return [result for result in self.results if result is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class _Text:
     job: EncodeJob
     index: int
     ids: list[int]
+
+    @property
+    def types(self) -> list[int]:
+        return self.job.types[self.index] if self.job.types else []
 
 
 class EncodeEngine:
@@ -108,6 +122,9 @@ class EncodeEngine:
         inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if "use_cache" in self._takes:
             inputs["use_cache"] = False
+        if "token_type_ids" in self._takes and any(text.types for text in batch):
+            types = [text.types or [0] * len(text.ids) for text in batch]
+            inputs["token_type_ids"] = _filled(types, ids_BT.shape[1], 0).to(trunk.device)
         with self._shelf.rows([text.job.adapter for text in batch]):
             output = trunk(**inputs)
         rows_of: dict[Head | None, list[int]] = {}
@@ -119,15 +136,17 @@ class EncodeEngine:
                 answers = self._pooled(output.last_hidden_state[picked], mask_BT[picked])
             else:
                 logits = head.logits(ids_BT[picked], mask_BT[picked], rows_of_output(output, picked))
-                answers = torch.softmax(logits.float(), dim=-1)
-            for row, answer in zip(rows, cast(list[list[float]], cast(Any, answers).tolist()), strict=True):
-                batch[row].job.results[batch[row].index] = answer
+                answers = head.answers(logits.float())
+            for row, answer in zip(rows, answers.cpu(), strict=True):
+                text = batch[row]
+                by_token = head is not None and head.by_token
+                text.job.results[text.index] = answer[: len(text.ids)] if by_token else answer
 
     def _padded(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
         length = max(len(ids) for ids in texts)
         pad_id = int(self._served.tokenizer.pad_token_id or 0)
-        ids_BT = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids in texts])
-        mask_BT = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in texts])
+        ids_BT = _filled(texts, length, pad_id)
+        mask_BT = _filled([[1] * len(ids) for ids in texts], length, 0)
         return ids_BT.to(self._served.trunk.device), mask_BT.to(self._served.trunk.device)
 
     def _pooled(self, hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -139,6 +158,10 @@ class EncodeEngine:
             weights_BT1 = mask_BT.unsqueeze(-1).float()
             pooled_BD = (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1e-9)
         return functional.normalize(pooled_BD, p=2, dim=-1)
+
+
+def _filled(rows: list[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
 def _length_class(ids: list[int]) -> int:

@@ -1,18 +1,20 @@
-"""Classification heads over one shared trunk.
+"""Heads over one shared trunk: classifiers, and those that score a text or each of its tokens.
 
 The trunk runs once over a batch in which every row may belong to another adapter; then each adapter's head
-reads the rows that are its own. A head is the model's own ForSequenceClassification class with the trunk
-replaced by what the trunk has already answered, so pooling and layers are those of training.
+reads the rows that are its own. A head is the model's own class (ForSequenceClassification, say) with the
+trunk replaced by what the trunk has already answered, so pooling and layers are those of training.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from .serve_adapters import Adapter
+from .serve_artefact import Artefact
 from .serve_models import ServedModel
 from .serve_refusal import ServeRefusal
 
@@ -28,11 +30,25 @@ class Answered(nn.Module):
         return self.output
 
 
-class Head:
-    """One classifier. `labels` in the order of the logits."""
+# How what a classifier says becomes probabilities, by task; heads of other tasks are read as they are.
+_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "classification": lambda logits_BV: torch.softmax(logits_BV, dim=-1),
+    "multilabel_classification": torch.sigmoid,
+}
+_CLASS_OF_TASK = {
+    "token_classification": "TokenClassification",
+    "question_answering": "QuestionAnswering",
+}
 
-    def __init__(self, model: Any, labels: tuple[str, ...], *, is_decoder: bool) -> None:
+
+class Head:
+    """`labels` of a classifier, in the order of the logits; else empty. `by_token`: it answers each token."""
+
+    def __init__(self, model: Any, labels: tuple[str, ...], *, task: str, is_decoder: bool) -> None:
         self.labels = labels
+        self.classifies = task in _PROBABILITIES
+        self.by_token = task in _CLASS_OF_TASK
+        self._task = task
         self._model = model
         self._finds_last_by_padding = is_decoder
         if is_decoder:
@@ -41,15 +57,22 @@ class Head:
         self._answered = Answered()
         setattr(model, model.base_model_prefix, self._answered)
 
+    def answers(self, logits: Tensor) -> Tensor:
+        """Probabilities of a classifier, else the logits."""
+        return _PROBABILITIES[self._task](logits) if self.classifies else logits
+
     def logits(self, ids_BT: Tensor, mask_BT: Tensor, trunk_output: Any) -> Tensor:
-        """B x number of labels, from the trunk's output for the same rows."""
+        """B x outputs, or B x T x outputs, from the trunk's output for the same rows."""
         self._answered.output = trunk_output
         if self._finds_last_by_padding:
             # A decoder's head reads the last token that is not the padding id. A text may end with that very
             # id (EOS that pads), so the head is shown which tokens are real instead of the tokens.
             ids_BT = 1 - mask_BT
         try:
-            return self._model(input_ids=ids_BT, attention_mask=mask_BT).logits
+            said = self._model(input_ids=ids_BT, attention_mask=mask_BT)
+            if self._task == "question_answering":
+                return torch.stack([said.start_logits, said.end_logits], dim=-1)
+            return said.logits
         finally:
             self._answered.output = None
 
@@ -61,23 +84,29 @@ def own_head(served: ServedModel) -> Head | None:
     model = copy.copy(served.own_head)
     # A shallow copy shares the weights; its own module table keeps the original whole.
     model._modules = dict(served.own_head._modules)
-    labels = _labels(served.artefact.labels, served.own_head, str(served.folder))
-    return Head(model, labels, is_decoder=served.family == "decoder")
+    several = model.config.problem_type == "multi_label_classification"
+    task = served.artefact.task or ("multilabel_classification" if several else "classification")
+    labels = _labels(served.artefact.labels, model, str(served.folder)) if task in _PROBABILITIES else ()
+    return Head(model, labels, task=task, is_decoder=served.family == "decoder")
 
 
-def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] | None) -> Head:
+def adapter_head(served: ServedModel, adapter: Adapter, artefact: Artefact) -> Head:
     """The head an adapter brought along. ServeRefusal when it brought none, or not all of it."""
+    labels, task = artefact.labels, artefact.task or "classification"
     outputs = [tensor for name, tensor in adapter.head.items() if name.endswith("weight")]
     if not outputs:
         raise ServeRefusal(
             "unsupported_parameter",
-            f"Adapter {adapter.path} has no classification head: it was not trained to classify. "
-            "Use it to generate.",
+            f"Adapter {adapter.path} has no head: it was not trained to classify or to predict. "
+            "Use it to generate or to embed.",
         )
     config = copy.deepcopy(served.trunk.config)
-    config.num_labels = len(labels) if labels is not None else outputs[-1].shape[0]
+    named = labels is not None and task in _PROBABILITIES
+    config.num_labels = len(labels) if labels is not None and named else outputs[-1].shape[0]
     with torch.device("meta"):
-        loader: Any = AutoModelForSequenceClassification
+        loader: Any = getattr(
+            transformers, f"AutoModelFor{_CLASS_OF_TASK.get(task, 'SequenceClassification')}"
+        )
         model = loader.from_config(config)
     setattr(model, model.base_model_prefix, nn.Identity())
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -85,17 +114,20 @@ def adapter_head(served: ServedModel, adapter: Adapter, labels: tuple[str, ...] 
     untrained = served.unset - {
         f"{module}.{part}" for module, parts in adapter.saved.items() for part in parts
     }
+    # A head that reads each token asks no pooler.
+    untrained = set[str]() if task in _CLASS_OF_TASK else untrained
     if expected != given or untrained:
         raise ServeRefusal(
             "inference_failed",
-            f"Adapter {adapter.path}: its classification head does not fit {served.folder}. Expected "
+            f"Adapter {adapter.path}: its head does not fit {served.folder}. Expected "
             f"{_shapes(expected)}, found {_shapes(given)}"
             + (f"; neither holds {', '.join(sorted(untrained))}" if untrained else "")
             + ". Serve it over the base model it was trained on.",
         )
     model.load_state_dict(adapter.head, assign=True)
     model.eval()
-    return Head(model, _labels(labels, model, adapter.path), is_decoder=served.family == "decoder")
+    names = _labels(labels, model, adapter.path) if task in _PROBABILITIES else ()
+    return Head(model, names, task=task, is_decoder=served.family == "decoder")
 
 
 def _labels(stated: tuple[str, ...] | None, model: Any, where: str) -> tuple[str, ...]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
+
+from torch import Tensor
 
 from .generate import Generation, GenerationOptions, Voice
 from .generate_job import GenerationJob
@@ -11,9 +14,10 @@ from .serve_artefact import Artefact, read_artefact
 from .serve_encode import EncodeJob
 from .serve_heads import Head, adapter_head, own_head
 from .serve_models import ServedModel
+from .serve_predict import predictor_of
 from .serve_prompts import PromptWriter
 from .serve_refusal import ServeRefusal
-from .serve_requests import EncodeRequest, GenerateRequest
+from .serve_requests import ClassifyRequest, EmbedRequest, EncodeRequest, GenerateRequest, PredictRequest
 from .tokenizer import decoder_start
 
 
@@ -47,10 +51,9 @@ class Intake:
         ids = self._checked(self._prompts.for_generation(request.prompt), "The prompt")
         seq2seq = served.family == "seq2seq"
         used = 0 if seq2seq else len(ids)
-        max_tokens = (
-            request.max_tokens if request.max_tokens is not None else max(served.context_length - used, 1)
-        )
-        if used + max_tokens > served.context_length or len(ids) > served.context_length:
+        length = served.context_length - (0 if adapter is None else adapter.num_before)
+        max_tokens = request.max_tokens if request.max_tokens is not None else max(length - used, 1)
+        if used + max_tokens > length or len(ids) > length:
             raise self._too_long(len(ids), request.max_tokens)
         options = GenerationOptions(
             max_tokens, request.sampling, request.stop, request.logprobs, request.json_mode, request.echo
@@ -68,30 +71,63 @@ class Intake:
         return GenerationJob(request.id, adapter, generation, ids)
 
     def encoding(self, request: EncodeRequest) -> EncodeJob:
-        """ServeRefusal when no head can classify, no encoder can embed, or a text is too long."""
+        """ServeRefusal when no head can answer, no encoder can embed, or a text is too long."""
+        if isinstance(request, EmbedRequest):
+            return self._embedding(request)
+        if isinstance(request, ClassifyRequest):
+            return self._classification(request)
+        return self._prediction(request)
+
+    def _embedding(self, request: EmbedRequest) -> EncodeJob:
         served = self._served
-        adapter, fitted = self._adapter(request.adapter)
-        if not request.classify:
-            if served.family != "encoder":
-                raise ServeRefusal(
-                    "unsupported_parameter",
-                    f"{served.folder} is a {served.family}; embeddings need an encoder model.",
-                )
-            limit = min(served.context_length, served.pooling.max_length or served.context_length)
-            texts = [self._prompts.for_embedding(given) for given in request.inputs]
-            return EncodeJob(
-                request.id,
-                adapter,
-                None,
-                [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)],
+        adapter, _ = self._adapter(request.adapter)
+        if served.family != "encoder":
+            raise ServeRefusal(
+                "unsupported_parameter",
+                f"{served.folder} is a {served.family}; embeddings need an encoder model.",
             )
+        limit = min(served.context_length, served.pooling.max_length or served.context_length)
+        texts = [self._prompts.for_embedding(given) for given in request.inputs]
+        ids = [self._checked(ids, f"Input {n}", limit) for n, ids in enumerate(texts)]
+        return EncodeJob(request.id, adapter, None, ids)
+
+    def _classification(self, request: ClassifyRequest) -> EncodeJob:
+        adapter, fitted = self._adapter(request.adapter)
+        head, artefact, limit = self._answering(adapter, fitted)
+        if not head.classifies:
+            raise ServeRefusal(
+                "unsupported_parameter",
+                f"{request.adapter or self._served.folder} has no labels: it was tuned for {artefact.task}. "
+                "Ask it to predict.",
+            )
+        pieces = [self._prompts.for_classification(given, limit) for given in request.inputs]
+        ids = [self._checked(piece.ids, f"Text {n}", limit) for n, piece in enumerate(pieces)]
+        return EncodeJob(request.id, adapter, head, ids, types=[piece.types for piece in pieces])
+
+    def _prediction(self, request: PredictRequest) -> EncodeJob:
+        adapter, fitted = self._adapter(request.adapter)
+        head, artefact, limit = self._answering(adapter, fitted)
+        predictor = predictor_of(artefact, request.adapter or str(self._served.folder))
+        pieces = [self._prompts.for_prediction(one, predictor, limit) for one in request.inputs]
+
+        def conclude(answers: list[Tensor]) -> list[Any]:
+            left = iter(answers)
+            return [
+                predictor.prediction(asked, own, [next(left) for _ in own])
+                for asked, own in zip(request.inputs, pieces, strict=True)
+            ]
+
+        flat = [(n, piece) for n, own in enumerate(pieces) for piece in own]
+        ids = [self._checked(piece.ids, f"Input {n}", limit) for n, piece in flat]
+        types = [piece.types for _, piece in flat]
+        return EncodeJob(request.id, adapter, head, ids, types=types, conclude=conclude)
+
+    def _answering(self, adapter: Adapter | None, fitted: _Fitted | None) -> tuple[Head, Artefact, int]:
+        """The head, what its artefact says, and the most tokens it reads at once."""
         head = self._head(adapter, fitted)
-        artefact = fitted.artefact if fitted is not None else served.artefact
-        limit = min(served.context_length, artefact.max_length or served.context_length)
-        texts = [self._prompts.for_classification(given, limit) for given in request.inputs]
-        return EncodeJob(
-            request.id, adapter, head, [self._checked(ids, f"Text {n}", limit) for n, ids in enumerate(texts)]
-        )
+        artefact = fitted.artefact if fitted is not None else self._served.artefact
+        context = self._served.context_length
+        return head, artefact, min(context, artefact.max_length or context)
 
     def _adapter(self, path: str | None) -> tuple[Adapter | None, _Fitted | None]:
         if path is None:
@@ -116,7 +152,7 @@ class Intake:
                 )
             return self._own_head
         if fitted.head is None:
-            fitted.head = adapter_head(self._served, adapter, fitted.artefact.labels)
+            fitted.head = adapter_head(self._served, adapter, fitted.artefact)
         return fitted.head
 
     def _checked(self, ids: list[int], what: str, limit: int | None = None) -> list[int]:

@@ -3,7 +3,7 @@
 What is loaded, by family and by what the folder's config.json says it is:
 
     decoder                     the causal language model; its trunk carries classification heads of adapters
-    decoder, tuned classifier   the sequence classifier itself; it generates nothing
+    decoder, tuned with a head  the sequence classifier itself; it generates nothing
     seq2seq                     the encoder-decoder
     encoder                     the trunk alone; heads come from adapters, or from a tuned folder
 """
@@ -25,6 +25,7 @@ from .serve_linears import block_linears
 from .serve_refusal import ServeRefusal
 
 Family = Literal["decoder", "encoder", "seq2seq"]
+_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 # A tokenizer without a limit says 10^30; longer than this is no limit of a model.
 _NO_LIMIT = 1 << 24
 # T5 has relative positions and no limit of its own; it was trained on this many.
@@ -33,7 +34,7 @@ _RELATIVE_LIMIT = 512
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """`trunk`: the part heads share. `own_head`: the folder's classifier, None when it has none.
+    """`trunk`: the part heads share. `own_head`: the folder's model with its head, None when it has none.
 
     `unset`: trunk weights the folder does not hold (a pooler nobody trained): an adapter must bring them.
     """
@@ -61,8 +62,8 @@ def load_model(folder: Path, family: Family, *, device: torch.device, dtype: tor
     config = _auto("AutoConfig").from_pretrained(folder, local_files_only=True)
     tokenizer = _auto("AutoTokenizer").from_pretrained(folder, local_files_only=True)
     architectures = cast(list[str], config.architectures or [])
-    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
-    model, unset = _load(folder, family, classifies=classifies, dtype=dtype)
+    head = next((kind for kind in _HEADS for name in architectures if name.endswith(f"For{kind}")), None)
+    model, unset = _load(folder, family, head=head, dtype=dtype)
     model.to(device).eval()
     block_linears(model)
     trunk = model if family == "seq2seq" else model.base_model
@@ -79,7 +80,7 @@ def load_model(folder: Path, family: Family, *, device: torch.device, dtype: tor
         family=family,
         model=trunk if family == "encoder" else model,
         trunk=trunk,
-        own_head=model if classifies else None,
+        own_head=None if head is None else model,
         tokenizer=tokenizer,
         artefact=artefact,
         pooling=read_pooling(folder),
@@ -89,7 +90,7 @@ def load_model(folder: Path, family: Family, *, device: torch.device, dtype: tor
     )
 
 
-def _load(folder: Path, family: Family, *, classifies: bool, dtype: torch.dtype) -> tuple[Any, set[str]]:
+def _load(folder: Path, family: Family, *, head: str | None, dtype: torch.dtype) -> tuple[Any, set[str]]:
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
@@ -97,17 +98,17 @@ def _load(folder: Path, family: Family, *, classifies: bool, dtype: torch.dtype)
         "output_loading_info": True,
     }
     kind = "Seq2SeqLM" if family == "seq2seq" else "CausalLM"
-    if classifies or family == "encoder":
-        kind = "SequenceClassification"
+    if head is not None or family == "encoder":
+        kind = head or "SequenceClassification"
     try:
         model, info = _auto(f"AutoModelFor{kind}").from_pretrained(folder, **options)
     except ValueError:
-        if family != "encoder" or classifies:
+        if family != "encoder" or head is not None:
             raise
         # An encoder without a classifier class still embeds.
         model, info = _auto("AutoModel").from_pretrained(folder, **options)
     missing = {str(name) for name in info["missing_keys"]}
-    if missing and (classifies or family != "encoder"):
+    if missing and (head is not None or family != "encoder"):
         raise ServeRefusal(
             "inference_failed",
             f"{folder} lacks weights: {', '.join(sorted(missing)[:5])}. Fetch the model again.",

@@ -5,8 +5,9 @@ from typing import Any, cast
 from .prompt import PromptEncoder, PromptError
 from .serve_artefact import Artefact
 from .serve_models import ServedModel
+from .serve_predict import Piece, Predictor
 from .serve_refusal import ServeRefusal
-from .serve_requests import MessagesPrompt, Prompt, TextPrompt
+from .serve_requests import Asked, MessagesPrompt, Prompt, TextPrompt
 
 
 class PromptWriter:
@@ -30,12 +31,20 @@ class PromptWriter:
             raise ServeRefusal("invalid_request", str(error)) from error
         return prompt.tokens
 
-    def for_classification(self, given: str | list[int], limit: int) -> list[int]:
-        """A text is cut to `limit` tokens as in training; token ids are taken as they are."""
-        if not isinstance(given, str):
-            return given
+    def for_classification(self, given: str | list[int] | Asked, limit: int) -> Piece:
+        """Texts are cut to `limit` tokens as in training; token ids are taken as they are."""
+        if isinstance(given, list):
+            return Piece(given, [])
+        asked = Asked(given, None) if isinstance(given, str) else given
         try:
-            return self._encoder.classification_text(given, None, limit).ids
+            text = self._encoder.classification_text(asked.text, asked.second, limit)
+            return Piece(text.ids, text.types)
+        except PromptError as error:
+            raise ServeRefusal("invalid_request", str(error)) from error
+
+    def for_prediction(self, asked: Asked, predictor: Predictor, limit: int) -> list[Piece]:
+        try:
+            return predictor.sequences(asked, self._encoder, limit)
         except PromptError as error:
             raise ServeRefusal("invalid_request", str(error)) from error
 

@@ -47,13 +47,38 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeRequest:
-    """`classify` wants label probabilities of each input, otherwise vectors."""
+class Asked:
+    """A text, or two: a pair, a prompt and what was said to it, or a question and where its answer is."""
+
+    text: str
+    second: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Wants a vector of each input."""
 
     id: str
     adapter: str | None
     inputs: list[str | list[int]]
-    classify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """Wants the labels' probabilities of each input."""
+
+    id: str
+    adapter: str | None
+    inputs: list[str | list[int] | Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """Wants of each input what the model's head was trained to tell."""
+
+    id: str
+    adapter: str | None
+    inputs: list[Asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +86,7 @@ class CancelRequest:
     id: str
 
 
+EncodeRequest = EmbedRequest | ClassifyRequest | PredictRequest
 Request = GenerateRequest | EncodeRequest | CancelRequest
 
 
@@ -95,13 +121,29 @@ def _parse(request_id: str, entries: dict[str, Any]) -> Request:
         return CancelRequest(request_id)
     if operation == "generate":
         return _parse_generate(request_id, entries)
-    if operation in ("classify", "embed"):
-        return EncodeRequest(
-            request_id, entries.get("adapter"), list(entries["inputs"]), operation == "classify"
-        )
+    if operation == "embed":
+        return EmbedRequest(request_id, entries.get("adapter"), list(entries["inputs"]))
+    if operation == "classify":
+        given = cast(list[Any], entries["inputs"])
+        texts = [_asked(cast(dict[str, Any], one)) if isinstance(one, dict) else one for one in given]
+        return ClassifyRequest(request_id, entries.get("adapter"), texts)
+    if operation == "predict":
+        asked = [_asked(one) for one in cast(list[dict[str, Any]], entries["inputs"])]
+        return PredictRequest(request_id, entries.get("adapter"), asked)
     raise ServeRefusal(
-        "invalid_request", f"Unknown `op` {operation!r}: expected generate, classify, embed or cancel."
+        "invalid_request",
+        f"Unknown `op` {operation!r}: expected generate, classify, predict, embed or cancel.",
     )
+
+
+def _asked(given: dict[str, Any]) -> Asked:
+    return Asked(_text(given["text"]), _text(given["second"]) if "second" in given else None)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is a {type(value).__name__}")
+    return value
 
 
 def _parse_generate(request_id: str, entries: dict[str, Any]) -> GenerateRequest:

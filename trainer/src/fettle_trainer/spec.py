@@ -12,8 +12,20 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-Task = Literal["chat", "classification", "seq2seq", "preference", "pretraining"]
-Method = Literal["full", "lora", "head"]
+Task = Literal[
+    "chat",
+    "classification",
+    "seq2seq",
+    "multilabel_classification",
+    "regression",
+    "ranking",
+    "token_classification",
+    "question_answering",
+    "embedding",
+    "preference",
+    "pretraining",
+]
+Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3", "prompt", "prefix"]
 Family = Literal["decoder", "encoder", "seq2seq"]
 
 
@@ -67,8 +79,13 @@ class Hyperparameters:
     lora_alpha: float = _number(0, 2048, above=True)
     lora_dropout: float = _number(0, 0.9)
     target_modules: Literal["all-linear"] | tuple[str, ...] = _texts(64, 128, least=1, shortest=1)
+    trainable_layers: int = _number(1, 1000)
+    num_virtual_tokens: int = _number(1, 1000)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
+    class_weights: Literal["none", "balanced"] = field()
+    target_mean: float = _number(-1e30, 1e30)
+    target_std: float = _number(0, 1e30, above=True)
     beta: float = _number(0, 2, above=True)
 
 
@@ -77,6 +94,7 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"] = field()
     dtype: Literal["auto", "float32", "bfloat16"] = field()
     num_threads: int = _number(1, 256)
+    parallelism: Literal["ddp", "fsdp"] = field()
     checkpoint_seconds: float = _number(0, 86400)
     checkpoint_steps: int = _number(0, 1000000)
     keep_checkpoints: int = _number(1, 100)
@@ -102,9 +120,23 @@ FAMILIES_OF_TASK: dict[Task, tuple[Family, ...]] = {
     "chat": ("decoder",),
     "classification": ("encoder", "decoder"),
     "seq2seq": ("seq2seq",),
+    "multilabel_classification": ("encoder", "decoder"),
+    "regression": ("encoder", "decoder"),
+    "ranking": ("encoder", "decoder"),
+    "token_classification": ("encoder",),
+    "question_answering": ("encoder",),
+    "embedding": ("encoder",),
     "preference": ("decoder",),
     "pretraining": ("decoder",),
 }
+# Least number of `data.labels`.
+_LABELS_NEEDED: dict[Task, int] = {
+    "classification": 2,
+    "multilabel_classification": 1,
+    "token_classification": 1,
+}
+# What uses the model's own output.
+_HEADLESS: tuple[Task, ...] = ("chat", "seq2seq", "embedding", "preference", "pretraining")
 
 
 def read_spec(path: Path) -> TrainSpec:
@@ -127,11 +159,19 @@ def parse_spec(value: object) -> TrainSpec:
             f"spec.task {spec.task!r} cannot train a model of family {spec.base_model.family!r}: "
             f"choose a model of family {' or '.join(families)}."
         )
-    if spec.task == "classification" and len(spec.data.labels or ()) < 2:
-        raise SpecError("spec.data.labels: classification needs at least 2 class names.")
-    if spec.method == "head" and spec.task != "classification":
+    needed = _LABELS_NEEDED.get(spec.task, 0)
+    if len(spec.data.labels or ()) < needed:
+        raise SpecError(f"spec.data.labels: {spec.task} needs at least {needed} class names.")
+    if spec.method == "qlora":
+        raise SpecError("spec.method 'qlora' is not built: 4-bit weights need a GPU. Use method 'lora'.")
+    if spec.method in ("prompt", "prefix") and spec.task not in ("chat", "pretraining"):
         raise SpecError(
-            f"spec.method 'head' trains a classification head, and task {spec.task!r} has none: "
+            f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "
+            f"{spec.task!r} is not: use method 'lora'."
+        )
+    if spec.method == "head" and spec.task in _HEADLESS:
+        raise SpecError(
+            f"spec.method 'head' trains a new head, and task {spec.task!r} has none: "
             "use method 'lora' or 'full'."
         )
     return spec

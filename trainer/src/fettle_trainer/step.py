@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from .collate import Batch, Collator, evaluation_batches
 from .data import TokenRows
+from .distributed import ALONE, Ranks
 from .features import Features, head_logits, hidden_of, why_not
+from .joint import joint_gradients, joint_loss, pooled
 from .kernels.head_loss import head_loss
 from .kernels.projection import Projection
 from .loss import LossSum
 from .models import Loaded
-from .packing import segments
+from .packing import answers_at, segments
 from .spec import Task
 from .tasks import Objective, objective_of
 
@@ -57,7 +59,9 @@ class Stepper:
         self.objective = objective or objective_of(task)
         self.dtype = dtype
         self.device = cast("torch.device", loaded.model.device)
-        self.collate = Collator(task, loaded.packed, loaded.pad_id, loaded.start_id)
+        self.collate = Collator(
+            task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
+        )
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
         self._head = loaded.kernels.head if plain and loaded.kernels else None
@@ -65,23 +69,46 @@ class Stepper:
         self._features: dict[int, Features] = {}
 
     def train_step(
-        self, rows: TokenRows, micro: Sequence[Sequence[int]], begin: Callable[[int], None]
+        self,
+        rows: TokenRows,
+        micro: Sequence[Sequence[int]],
+        begin: Callable[[int], None],
+        *,
+        ranks: Ranks = ALONE,
     ) -> tuple[float, float, int]:
         """Gradients of one window are left in the parameters, divided by its labelled tokens: the same
-        however it is cut. Returns loss, accuracy, tokens. `begin` is called before each micro-batch with its
-        size, padding and all."""
+        however it is cut, and on however many ranks. Returns loss, accuracy, tokens. `begin` is called before
+        each micro-batch with its size, padding and all."""
         self._refresh()
         batches = [self._batch(rows, chosen) for chosen in micro]
         num_losses = sum(self.objective.num_losses(batch) for batch in batches)
+        num_answers = sum(self.objective.num_answers(batch) for batch in batches)
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        if self.objective.joint:
+            total, correct = self._joint(batches, num_losses, begin)
+            return total / num_losses, correct / num_answers, num_tokens
         total, correct = 0.0, 0
-        for batch in batches:
+        for batch, counts in ranks.share(batches):
             begin(_size(batch))
             loss = self.loss(batch.to(self.device), self._smoothing)
-            cast("Any", loss.total / num_losses).backward()
-            total += float(loss.total.detach())
-            correct += loss.num_correct
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        return total / num_losses, correct / num_losses, num_tokens
+            cast("Any", loss.total * counts / num_losses).backward()
+            total += counts * float(loss.total.detach())
+            correct += counts * loss.num_correct
+        ranks.add_up(self.loaded.trainable().values())
+        total, correct = ranks.totals(total, correct)
+        return total / num_losses, correct / num_answers, num_tokens
+
+    def _joint(
+        self, batches: Sequence[Batch], num_losses: float, begin: Callable[[int], None]
+    ) -> tuple[float, int]:
+        def answer(batch: Batch) -> Tensor:
+            begin(_size(batch))
+            return self.logits(batch.to(self.device))
+
+        def losses(vectors_NE: Tensor, together: Batch) -> LossSum:
+            return self.objective.loss(vectors_NE, together.to(self.device), self._smoothing)
+
+        return joint_gradients(batches, answer, losses, num_losses=num_losses)
 
     def _refresh(self) -> None:
         """Weights change between calls alone."""
@@ -167,7 +194,21 @@ class Stepper:
                 return head_logits(self._model, batch.features, packed=self.loaded.packed)
             if self.objective.reads == "rows":
                 return self._class_logits(batch)
-            return self._token_logits(batch)
+            if self.objective.reads == "vocabulary":
+                return self._token_logits(batch)
+            with self._segments(batch):
+                output = self._model(**_inputs(batch))
+        return self._read(output, batch)
+
+    def _read(self, output: Any, batch: Batch) -> Tensor:
+        """A small head's answers at the gathered places, or vectors."""
+        if self.objective.reads == "vectors":
+            return pooled(output.last_hidden_state, batch, self.loaded.pooling)
+        if self.objective.reads == "spans":
+            answers_BLV = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        else:
+            answers_BLV = cast("Tensor", output.logits)
+        return answers_BLV.flatten(0, 1).index_select(0, batch.gather_N)
 
     @torch.no_grad()
     def answers(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
@@ -186,7 +227,8 @@ class Stepper:
                 return cast("Tensor", self._model(**_inputs(batch)).logits)
         with self._segments(batch):
             hidden = cast("Tensor", self._model.base_model(**_inputs(batch)).last_hidden_state)
-        return cast("Tensor", self._model.score(hidden[0, batch.gather_N]))
+            hidden = answers_at(hidden, batch.gather_N)
+        return cast("Tensor", self._model.score(hidden))
 
     def _head_loss(self, head: Projection, batch: Batch, smoothing: float) -> LossSum:
         with self._autocast(), self._gathering(batch.gather_N, instead=True), self._segments(batch):
@@ -202,7 +244,7 @@ class Stepper:
         head = cast("nn.Module", self._model.get_output_embeddings())
 
         def gathered(hidden: Tensor) -> Tensor:
-            return hidden.flatten(0, 1).index_select(0, positions_N)[None]
+            return answers_at(hidden, positions_N)[None]
 
         if instead:
             head.forward = gathered
@@ -219,7 +261,10 @@ class Stepper:
         """For layers that look at rows without their padding."""
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
-        return segments(batch.row_lengths, batch.target_lengths)
+        kernels = self.loaded.kernels
+        narrow = self.objective.reads in ("rows", "vocabulary")
+        reads = kernels.reads(batch) if narrow and kernels is not None else None
+        return segments(batch.row_lengths, batch.target_lengths, reads=reads)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -229,26 +274,34 @@ class Stepper:
     @torch.no_grad()
     def evaluate(self, rows: TokenRows, rows_per_batch: int, begin: Callable[[int], None]) -> Evaluation:
         """Mean loss without smoothing over all labelled tokens, and the task's metrics. Memory does not grow
-        with the number of rows: each batch leaves three numbers, and what its metrics count.
-        `begin` as above."""
+        with the number of rows: each batch leaves three numbers, and what its metrics count (of vectors:
+        them). `begin` as above."""
         self._refresh()
         self._model.eval()
-        total, correct, count = 0.0, 0, 0
+        total, correct, losses, count = 0.0, 0, 0.0, 0
         scores = self.objective.scores()
+        vectors, batches = list[Tensor](), list[Batch]()
         try:
             for chosen in evaluation_batches(rows, rows_per_batch):
                 batch = self._batch(rows, chosen)
                 begin(_size(batch))
                 batch = batch.to(self.device)
                 logits = self.logits(batch).float()
+                losses += self.objective.num_losses(batch)
+                count += self.objective.num_answers(batch)
+                scores.add(logits, batch)
+                if self.objective.joint:
+                    vectors.append(logits)
+                    batches.append(batch)
+                    continue
                 loss = self.objective.loss(logits, batch, 0.0)
                 total += float(loss.total)
                 correct += loss.num_correct
-                count += self.objective.num_losses(batch)
-                scores.add(logits, batch)
         finally:
             self.loaded.set_training()
-        mean = total / count
+        if self.objective.joint:
+            total, correct = joint_loss(torch.cat(vectors), batches, self.objective)
+        mean = total / losses
         return Evaluation(mean, correct / count, scores.metrics(mean))
 
 

@@ -1,7 +1,7 @@
 """safetensors files and plain lists of tensors, typed. Nothing here can run code from a file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parts_of(tensor: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Along the first axis."""
+    return cast("Any", tensor).split(list(sizes))
 
 
 def integers(tensor: Tensor) -> list[int]:

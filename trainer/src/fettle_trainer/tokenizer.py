@@ -46,6 +46,25 @@ class Encoded:
     starts: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """`token`: its first. `start`, `end`: characters, without space around."""
+
+    token: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A question and a part of a text. `spans`: characters of the text each token stands for; None where it
+    is none of the text's."""
+
+    ids: list[int]
+    types: list[int]
+    spans: list[tuple[int, int] | None]
+
+
 class SafeTokenizer:
     """Encodes rendered templates (control tokens of the template count) and plain text (none counts)."""
 
@@ -136,6 +155,58 @@ class SafeTokenizer:
         types = cast("list[int]", encoded.get("token_type_ids") or [])
         return cast("list[int]", encoded["input_ids"]), types
 
+    def encode_words(self, text: str, max_length: int) -> tuple[list[int], list[Word], bool]:
+        """Ids as `encode_plain`, cut to `max_length`; where each word begins; whether words were cut off.
+        Needs a fast tokenizer."""
+        options: dict[str, Any] = {"add_special_tokens": True, "split_special_tokens": True, "verbose": False}
+        options["return_offsets_mapping"] = True
+        encoded: Any = self.raw(text, truncation=True, max_length=max_length, **options)
+        words: dict[int, Word] = {}
+        offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"])
+        for token, word in enumerate(cast("list[int | None]", encoded.word_ids(0))):
+            if word is None:
+                continue
+            start, end = _without_space(text, offsets[token])
+            known = words.get(word)
+            if known is not None:
+                words[word] = Word(known.token, known.start, max(known.end, end))
+            elif start < end:
+                words[word] = Word(token, start, end)
+        whole = self.raw(text, **options)
+        ids = cast("list[int]", encoded["input_ids"])
+        return ids, list(words.values()), len(whole["input_ids"]) > len(ids)
+
+    def encode_windows(self, question: str, context: str, max_length: int) -> list[Window]:
+        """The question before each part of the context; parts overlap by a third of what fits. Raises
+        ValueError where the question leaves no room. Needs a fast tokenizer."""
+        asked = len(self.encode_plain(question, ""))
+        room = max_length - asked
+        if room < 4:
+            raise ValueError(f"The question has {asked} tokens of max_length {max_length}.")
+        encoded: Any = self.raw(
+            question,
+            context,
+            add_special_tokens=True,
+            split_special_tokens=True,
+            truncation="only_second",
+            max_length=max_length,
+            stride=room // 3,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        windows: list[Window] = []
+        kinds = encoded.get("token_type_ids")
+        for index, ids in enumerate(cast("list[list[int]]", encoded["input_ids"])):
+            sides = cast("list[int | None]", encoded.sequence_ids(index))
+            offsets = cast("list[tuple[int, int]]", encoded["offset_mapping"][index])
+            spans = [
+                _without_space(context, span) if side == 1 else None
+                for side, span in zip(sides, offsets, strict=True)
+            ]
+            windows.append(Window(ids, list(kinds[index]) if kinds is not None else [], spans))
+        return windows
+
     def encode_bare(self, text: str) -> list[int]:
         """Ids of plain text, nothing put around it."""
         return self._encode_piece(text, parse_control=False, offsets=False).ids
@@ -173,6 +244,16 @@ def decoder_start(model: Any, raw: RawTokenizer) -> int | None:
             return int(start)
     language = getattr(raw, "tgt_lang", None)
     return None if language is None else int(cast("Any", raw).convert_tokens_to_ids(language))
+
+
+def _without_space(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Some tokenizers count the space before a word as a part of it."""
+    start, end = span
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def _pattern(literals: Sequence[str] | Mapping[str, int]) -> re.Pattern[str] | None:

@@ -6,19 +6,21 @@ resume? ── load ── rows ──┬─ step ── event ─┬─ evaluat
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from . import artefact
 from .announcements import tell_model, tell_rows, tell_step
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import epoch_windows, micro_batches
-from .data import Dataset, Tokeniser, TokenRows, load_dataset, tokenizer_sha256
-from .device import choose_compute, dtype_name, seed_everything
+from .data import TokenRows
+from .device import choose_compute, dtype_name
+from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes
 from .failure import StopRequested, TrainFailure, is_out_of_memory
@@ -27,16 +29,10 @@ from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
 from .reference import remembered
+from .run_rows import RunRows, load_rows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    train: TokenRows
-    validation: TokenRows
-
 
 _Result = TypeVar("_Result")
 Verifier = Callable[[Path, Path, Path], float]
@@ -47,10 +43,12 @@ class Training:
 
     def __init__(self, spec: TrainSpec, news: News, verify: Verifier) -> None:
         self._spec = spec
+        self._news = news
         self._log, self._heartbeat, self._check = news.log, news.heartbeat, news.check
         self._verify = verify
         self._output = Path(spec.output_dir)
         self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
+        self._ranks = Ranks.of_environment(spec.runtime.parallelism)
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -63,32 +61,72 @@ class Training:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
         spec = self._spec
         torch.set_num_threads(spec.runtime.num_threads)
+        self._check_ranks()
         identity = identity_of(spec)
         resumed = self._resume(identity)
-        self._compute = choose_compute(spec.runtime, resumed.progress.dtype if resumed else None)
+        known_dtype = resumed.progress.dtype if resumed else None
+        self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
         self._heartbeat.mark("loading")
-        self._loaded = load_for_training(spec, self._compute)
+        self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
         tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
-        self._rows, dataset = self._load_rows()
+        self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         tell_rows(
             self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
         )
-        self._prepare(identity, resumed)
+        self._ranks.join(
+            (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
+        )
+        try:
+            self._prepare(identity, resumed)
+            early = self._train()
+        finally:
+            self._ranks.leave()
+        if self._ranks.first:
+            self._finish(early)
+
+    def _train(self) -> bool:
+        """True when it ended early. Leaves the model that becomes the artefact."""
         try:
             early = self._loop()
         except StopRequested:
             self._save()
             raise
-        self._finish(early)
+        self._heartbeat.mark("exporting")
+        best = self._progress.best_step or self._progress.step
+        if best != self._progress.step:
+            self._restore_weights(self._folder.load(best).weights)
+        if self._ranks.sharded:
+            weights = self._ranks.whole(self._weights())
+            self._forget_model()
+            if self._ranks.first:
+                self._load_whole(weights)
+        return early
+
+    def _load_whole(self, weights: dict[str, Tensor]) -> None:
+        """The model on one rank, for the artefact."""
+        self._loaded = load_for_training(self._spec, self._compute)
+        self._trainable = self._loaded.trainable()
+        self._ranks = ALONE
+        self._restore_weights(weights)
+        self._stepper = self._make_stepper()
 
     # ------------------------------------------------------------ start
 
+    def _check_ranks(self) -> None:
+        if objective_of(self._spec.task).joint and not self._ranks.alone:
+            raise TrainFailure(
+                "incompatible_method",
+                f"The task {self._spec.task} was started on {self._ranks.world} ranks: its rows are answers "
+                "to one another, so each rank would need those of all.",
+                "Start it as one process.",
+            )
+
     def _resume(self, identity: Identity) -> Checkpoint | None:
-        checkpoint, notes = self._folder.newest()
+        checkpoint, notes = self._folder.newest(mend=self._ranks.first)
         self._heartbeat.step = checkpoint.progress.step if checkpoint else 0
         self._log.write("started", pid=os.getpid(), resumed_from_step=checkpoint and checkpoint.progress.step)
         for note in notes:
@@ -102,55 +140,13 @@ class Training:
             )
         return checkpoint
 
-    def _load_rows(self) -> tuple[_Rows, Dataset]:
-        spec, loaded = self._spec, self._loaded
-        tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
-        cache = self._output / "cache"
-        tokenizer = tokenizer_sha256(Path(spec.base_model.path))
-
-        def read(path: str) -> Dataset:
-            self._heartbeat.mark("reading")
-            dataset = load_dataset(
-                Path(path),
-                tokeniser,
-                cache=cache,
-                tokenizer_sha256=tokenizer,
-                before_row=lambda: self._heartbeat.mark("tokenising", 1),
-            )
-            self._heartbeat.mark("reading")
-            return dataset
-
-        dataset = read(spec.data.train_path)
-        if len(dataset.rows) == 0:
-            reason = dataset.refused[0].message if dataset.refused else "the file is empty."
-            raise TrainFailure(
-                "invalid_training_file",
-                f"None of {dataset.num_refused} rows can be used for training. The first: {reason}",
-                "Mend the rows; each refusal is listed with its line.",
-            )
-        if spec.data.validation_path is None:
-            return _Rows(dataset.rows, dataset.rows.select([])), dataset
-        other = read(spec.data.validation_path)
-        if other.num_refused:
-            first = other.refused[0]
-            self._log.log(
-                "warn",
-                f"{other.num_refused} validation rows cannot be used. Line {first.line}: {first.message}",
-            )
-        return _Rows(dataset.rows, other.rows), dataset
-
     def _prepare(self, identity: Identity, resumed: Checkpoint | None) -> None:
         hyper = self._spec.hyperparameters
+        self._ranks.shard(self._loaded.model, self._loaded.head_modules)
         self._trainable = self._loaded.trainable()
         self._optimiser = make_optimiser(self._trainable, hyper)
         self._schedule = make_schedule(hyper, self._plan.total_steps)
-        self._stepper = Stepper(
-            self._loaded,
-            self._spec.task,
-            dtype=self._compute.dtype,
-            smoothing=hyper.label_smoothing_factor,
-            objective=objective_of(self._spec.task).tuned(hyper),
-        )
+        self._stepper = self._make_stepper()
         self._progress = Progress(
             fingerprint=fingerprint_of(identity),
             identity=identity,
@@ -167,17 +163,32 @@ class Training:
             evaluations_without_gain=0,
         )
         self._refer()
-        seed_everything(self._spec.seed)
+        self._ranks.seed(self._spec.seed)
         if resumed is not None:
-            self._restore_weights(resumed)
-            load_optimiser(self._optimiser, self._trainable, resumed.optimiser)
-            restore_rng(resumed.rng)
+            self._restore_weights(resumed.weights)
+            load_optimiser(
+                self._optimiser, self._trainable, self._ranks.split(self._trainable, resumed.optimiser)
+            )
+            rng = self._ranks.own_rng(resumed.rng)
+            if rng is not None:
+                restore_rng(rng)
             self._progress = resumed.progress
         self._saved_step = self._progress.step
         self._loaded.set_training()
         self._remember()
         self._windows_epoch, self._windows = -1, list[list[int]]()
         self._began = self._saved_at = time.monotonic()
+
+    def _make_stepper(self) -> Stepper:
+        hyper = self._spec.hyperparameters
+        objective = objective_of(self._spec.task).tuned(hyper, self._rows.train.labels)
+        return Stepper(
+            self._loaded,
+            self._spec.task,
+            dtype=self._compute.dtype,
+            smoothing=hyper.label_smoothing_factor,
+            objective=objective,
+        )
 
     def _refer(self) -> None:
         """While the weights are still those the run began with, also in a later attempt."""
@@ -190,7 +201,7 @@ class Training:
                 path = self._output / "cache" / f"reference-{name}.safetensors"
                 answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
                 rows[name] = replace(some, reference=answers)
-        self._rows = _Rows(**rows)
+        self._rows = RunRows(**rows)
         self._log.log(
             "info", "The starting model has answered every row: what is learnt is measured against it."
         )
@@ -214,9 +225,13 @@ class Training:
         self._log.log("info", done)
 
     @torch.no_grad()
-    def _restore_weights(self, checkpoint: Checkpoint) -> None:
+    def _restore_weights(self, weights: Mapping[str, Tensor]) -> None:
+        own = self._ranks.split(self._trainable, weights)
         for name, parameter in self._trainable.items():
-            parameter.copy_(checkpoint.weights[name])
+            parameter.copy_(own[name])
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._trainable.items()}
 
     # ------------------------------------------------------------ the loop
 
@@ -229,15 +244,23 @@ class Training:
             if due and progress.evaluated_step != progress.step and len(self._rows.validation):
                 self._evaluate()
                 self._save()
-            elif self._checkpoint_is_due():
+            elif self._ranks.any(self._checkpoint_is_due()):
                 self._save()
             patience = hyper.early_stopping_patience
             if patience and self._progress.evaluations_without_gain >= patience:
                 return self._progress.step < self._plan.total_steps
             if self._progress.step >= self._plan.total_steps:
                 return False
-            self._check()
+            if self._ranks.any(self._is_asked_to_stop()):
+                raise StopRequested
             self._train_step()
+
+    def _is_asked_to_stop(self) -> bool:
+        try:
+            self._check()
+        except StopRequested:
+            return True
+        return False
 
     def _train_step(self) -> None:
         progress, hyper = self._progress, self._spec.hyperparameters
@@ -261,11 +284,11 @@ class Training:
         self._heartbeat.mark("optimiser", 1)
         hyper = self._spec.hyperparameters
         norm = torch.nn.utils.clip_grad_norm_(list(self._trainable.values()), hyper.max_grad_norm)
-        return StepResult(loss, accuracy, float(norm), num_tokens)
+        return StepResult(loss, accuracy, norm_of(norm), num_tokens)
 
     def _window_sum(self, window: list[int], rows_per_batch: int) -> tuple[float, float, int]:
-        micro = micro_batches(window, rows_per_batch)
-        return self._stepper.train_step(self._rows.train, micro, self._begin("training"))
+        micro = micro_batches(window, self._ranks.rows_per_batch(rows_per_batch, len(window)))
+        return self._stepper.train_step(self._rows.train, micro, self._begin("training"), ranks=self._ranks)
 
     def _fitting(self, work: Callable[[int], _Result]) -> _Result:
         """`work` by micro-batches of so many rows; half as many after each lack of memory, and from then on.
@@ -279,7 +302,7 @@ class Training:
                 restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
                 raise
             except Exception as error:
-                if rows == 1 or not is_out_of_memory(error):
+                if rows == 1 or not self._ranks.alone or not is_out_of_memory(error):
                     raise
                 lack = str(error).splitlines()[0] if str(error) else "MemoryError"
             # Outside of the handler: the traceback would keep the tensors of the failed attempt alive.
@@ -303,7 +326,8 @@ class Training:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
 
         def begin(size: int) -> None:
-            self._check()
+            if self._ranks.alone:  # the others would wait for this one in vain
+                self._check()
             self._heartbeat.mark(phase, size)
 
         return begin
@@ -372,15 +396,16 @@ class Training:
             return
         self._saved_step = self._progress.step
         self._heartbeat.mark("saving", 1)
-        start = time.monotonic()
-        saved = self._folder.save(
-            Checkpoint(
-                self._progress,
-                {name: parameter.detach() for name, parameter in self._trainable.items()},
-                optimiser_tensors(self._optimiser, self._trainable),
-                rng_tensors(),
-            )
+        start = self._saved_at = time.monotonic()
+        checkpoint = Checkpoint(
+            self._progress,
+            self._ranks.whole(self._weights()),
+            self._ranks.whole(optimiser_tensors(self._optimiser, self._trainable)),
+            self._ranks.rng(rng_tensors()),
         )
+        if not self._ranks.first:
+            return
+        saved = self._folder.save(checkpoint)
         self._saved_at = time.monotonic()
         self._log.write(
             "checkpoint",
@@ -396,9 +421,6 @@ class Training:
     def _finish(self, early: bool) -> None:
         progress = self._progress
         best = progress.best_step or progress.step
-        self._heartbeat.mark("exporting")
-        if best != progress.step:
-            self._restore_weights(self._folder.load(best))
         made = artefact.export(self._loaded, self._spec, self._output)
         probe = self._output / "cache" / "probe.safetensors"
         artefact.write_probe(probe, self._stepper, self._rows.train)

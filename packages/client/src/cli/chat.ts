@@ -1,6 +1,6 @@
-/** `chat` and `classify`: asking a model from the terminal. */
+/** `chat`, `classify` and `predict`: asking a model from the terminal. */
 import { createInterface } from "node:readline/promises";
-import type { RequestMessage } from "@fettle/contract";
+import type { Prediction, RequestMessage } from "@fettle/contract";
 import type { ChatRequest } from "../fettle.js";
 import type { Context } from "./context.js";
 import { exitCodes, usageError } from "./exit.js";
@@ -75,18 +75,23 @@ async function converse(context: Context, request: (messages: RequestMessage[]) 
 }
 
 /** Texts from the arguments, else one a line from piped stdin. */
-export async function classify(
-  context: Context,
-  { model, texts }: { model: string; texts: string[] },
-): Promise<number> {
+async function textsOf(context: Context, texts: string[], verb: string): Promise<string[]> {
   const input =
     texts.length > 0
       ? texts
       : context.stdin.isTTY
         ? []
         : (await context.stdin.readAll()).split("\n").filter((line) => line.trim() !== "");
-  if (input.length === 0)
-    throw usageError("No text to classify: give texts as arguments, or pipe them in, one a line.");
+  if (input.every((text) => text === ""))
+    throw usageError(`No text to ${verb}: give texts as arguments, or pipe them in, one a line.`);
+  return input;
+}
+
+export async function classify(
+  context: Context,
+  { model, texts }: { model: string; texts: string[] },
+): Promise<number> {
+  const input = await textsOf(context, texts, "classify");
   const result = await context.client.classify({ model, input }, { signal: context.signal });
   const rows = result.data.map((one) => [
     printable(one.label),
@@ -95,4 +100,58 @@ export async function classify(
   ]);
   context.result(result, table(["LABEL", "PROBABILITY", "TEXT"], rows));
   return exitCodes.ok;
+}
+
+export interface PredictOptions {
+  question?: string;
+  prompt?: string;
+}
+
+export async function predict(
+  context: Context,
+  { model, texts }: { model: string; texts: string[] },
+  { question, prompt }: PredictOptions,
+): Promise<number> {
+  if (question !== undefined && prompt !== undefined)
+    throw usageError("--question and --prompt are of different models: give one of them.");
+  // A context has lines of its own.
+  const piped = question !== undefined && texts.length === 0 && !context.stdin.isTTY;
+  const read = await textsOf(context, piped ? [(await context.stdin.readAll()).trim()] : texts, "predict");
+  const input = read.map((text) =>
+    question !== undefined ? { question, context: text } : prompt !== undefined ? { prompt, text } : text,
+  );
+  const result = await context.client.predict({ model, input }, { signal: context.signal });
+  const rows = result.data.flatMap(({ index, prediction }) =>
+    rowsOf(prediction).map((cells) => [...cells, printable((read[index] ?? "").replaceAll("\n", " ")).slice(0, 80)]),
+  );
+  const [first] = result.data;
+  context.result(result, table([...headOf(first?.prediction), "TEXT"], rows));
+  return exitCodes.ok;
+}
+
+const headOf = (prediction: Prediction | undefined): string[] =>
+  prediction === undefined || "score" in prediction
+    ? ["SCORE"]
+    : "entities" in prediction
+      ? ["LABEL", "PROBABILITY", "CHARACTERS", "ENTITY"]
+      : ["SCORE", "CHARACTERS", "ANSWER"];
+
+/** A line for what was found; a dash where nothing was. */
+function rowsOf(prediction: Prediction): string[][] {
+  if ("score" in prediction) return [[prediction.score.toFixed(4)]];
+  if ("answer" in prediction) {
+    const { answer } = prediction;
+    return [
+      answer === null
+        ? ["-", "-", "-"]
+        : [answer.score.toFixed(4), `${answer.start}-${answer.end}`, printable(answer.text)],
+    ];
+  }
+  if (prediction.entities.length === 0) return [["-", "-", "-", "-"]];
+  return prediction.entities.map(({ label, probability, start, end, text }) => [
+    printable(label),
+    probability.toFixed(4),
+    `${start}-${end}`,
+    printable(text),
+  ]);
 }

@@ -1,7 +1,7 @@
 /** The commands and their options. What they do is in the files beside this one. */
-import { exportFormatSchema, exportQuantizeSchema } from "@fettle/contract";
+import { exportFormatSchema, exportQuantizeSchema, methodSchema, taskSchema } from "@fettle/contract";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { chat, classify } from "./chat.js";
+import { chat, classify, predict } from "./chat.js";
 import type { Context } from "./context.js";
 import { dataImport, dataList, dataShow } from "./data.js";
 import { doctor } from "./doctor.js";
@@ -195,8 +195,8 @@ function runCommands(program: Command, add: Add): void {
     (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
   )
     .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
-    .option("--method <method>", "lora, full or head (default: chosen)")
-    .option("--task <task>", "chat, classification or seq2seq (default: inferred)")
+    .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
+    .option("--task <task>", `${taskSchema.options.join(", ")} (default: inferred)`)
     .option("--validation <file>", "file or data id to validate on (default: held out)")
     .option("--epochs <n>", "num_train_epochs")
     .option("--batch-size <n>", "per_device_train_batch_size")
@@ -308,6 +308,21 @@ function modelCommands(program: Command, add: Add): void {
     },
     (context, [model = "", ...texts]) => classify(context, { model, texts }),
   );
+  add(
+    program,
+    {
+      name: "predict <model> [texts...]",
+      summary: "Numbers, entities or answers; texts as arguments, or piped in, one a line.",
+      examples: [
+        'fettle predict ft:… "The parcel never came"',
+        'fettle predict ft:… --question "When did it open?" < article.txt',
+        "fettle predict ft:… --json < texts.txt",
+      ],
+    },
+    (context, [model = "", ...texts], options) => predict(context, { model, texts }, options),
+  )
+    .option("-q, --question <text>", "of a model that finds answers; a piped text is one context")
+    .option("-p, --prompt <text>", "a model that ranks: what each text is an answer to");
 
   const keys = withExamples(program.command("keys").description("API keys of the project (needs an admin key)."), [
     "fettle keys ls",

@@ -142,14 +142,26 @@ export async function follow(context: Context, run: RunObject): Promise<number> 
   return exitCodes.failed;
 }
 
+/** How a model of a task is asked from the terminal. */
+const verbs: Partial<Record<string, string>> = {
+  chat: "chat",
+  seq2seq: "chat",
+  classification: "classify",
+  multilabel_classification: "classify",
+  regression: "predict",
+  ranking: "predict",
+  token_classification: "predict",
+  question_answering: 'predict --question "…"',
+};
+
 function end(context: Context, run: RunObject): number {
   const took =
     run.started_at !== null && run.finished_at !== null ? ` in ${duration(run.finished_at - run.started_at)}` : "";
   if (run.status === "succeeded") {
     context.say(`  ${run.id} succeeded${took}.`);
     context.result(run, run.fine_tuned_model ?? "");
-    const verb = run.task === "classification" ? "classify" : "chat";
-    context.say(`Try it: fettle ${verb} ${run.fine_tuned_model} "…"`);
+    const verb = run.task === null ? undefined : verbs[run.task];
+    if (verb !== undefined) context.say(`Try it: fettle ${verb} ${run.fine_tuned_model} "…"`);
     return exitCodes.ok;
   }
   context.say(

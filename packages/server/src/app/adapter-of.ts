@@ -1,18 +1,19 @@
 /** What the adapter that a run goes on from looks like, from its folder. */
 import { type AdapterShape, adapterShape, unreadable } from "../domain/adapter-shape.js";
 import { AppError } from "../domain/error.js";
+import { hasRank } from "../domain/methods.js";
 import type { AppDeps } from "./deps.js";
 import type { ResolvedModel } from "./models.js";
 
 /** An adapter's configuration has some hundred bytes. */
 const maxConfigBytes = 1_000_000;
 
-/** Null when the model is no LoRA adapter. Throws `model_unavailable` when its configuration cannot be read. */
+/** Null when the model is no adapter that has a rank. Throws `model_unavailable` when its configuration cannot be read. */
 export async function adapterOf(
   deps: Pick<AppDeps, "store" | "blobs">,
   { projectId, model }: { projectId: string; model: ResolvedModel },
 ): Promise<AdapterShape | null> {
-  if (model.tuned?.method !== "lora") return null;
+  if (model.tuned === null || !hasRank(model.tuned.method)) return null;
   const { artefact, runId } = model.tuned;
   const maker = await deps.store.runs.get(projectId, runId);
   const shape = adapterShape(await readConfig(deps, { key: `${artefact}/adapter_config.json`, name: model.name }), {

@@ -3,7 +3,7 @@
  *
  * A tuned classifier answers too: its label is the text, and the label's probability is the logprob of that one token.
  */
-import type { CreateChatCompletion, RequestMessage } from "@fettle/contract";
+import type { CreateChatCompletion, RequestMessage, Task } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import { type ChoicePart, generateChoices } from "./chat-choices.js";
 import type { AppDeps } from "./deps.js";
@@ -43,8 +43,27 @@ export async function openChat(
   };
 }
 
+const byPredict = "Use POST /api/predict.";
+/** How tuned models that write no text are asked. */
+const asked: Partial<Record<Task, string>> = {
+  multilabel_classification: "Use POST /api/classify.",
+  regression: byPredict,
+  ranking: byPredict,
+  token_classification: byPredict,
+  question_answering: byPredict,
+  embedding: "Use POST /v1/embeddings.",
+};
+
 /** An encoder without a head has nothing to say. */
 export function mustGenerate(model: ResolvedModel): void {
+  const instead = model.tuned && asked[model.tuned.task];
+  if (instead != null) {
+    throw new AppError(
+      "unsupported_parameter",
+      `"${model.name}" was tuned for ${model.tuned?.task}: it cannot write text. ${instead}`,
+      { param: "model" },
+    );
+  }
   if (model.base.family === "encoder" && model.tuned === null) {
     throw new AppError(
       "unsupported_parameter",

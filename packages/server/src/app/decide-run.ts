@@ -5,7 +5,8 @@ import { type Chosen, chooseWay, familiesFor } from "../domain/compatibility.js"
 import { memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
 import type { Estimate, Run, RunAction } from "../domain/job.js";
-import { type LabelSet, labelSet } from "../domain/labels.js";
+import { type LabelSet, labelSet, type LabelTask } from "../domain/labels.js";
+import { leavesAdapter } from "../domain/methods.js";
 import { paceOf, type Trained } from "../domain/pace.js";
 import { type Decided, decided, refused } from "../domain/refusal.js";
 import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
@@ -17,7 +18,7 @@ import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes } from "./r
 export interface RunFacts {
   run: Run;
   model: ResolvedModel;
-  /** Null when the model is no LoRA adapter. */
+  /** Null when the model is no adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
   machine: { memoryBytes: number; cores: number; name: string; product: number | null };
@@ -94,6 +95,7 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
     task: run.request.task,
     method: run.request.method,
     tunedBy: model.tuned?.method ?? null,
+    tunedFor: model.tuned?.task ?? null,
   });
   if (way.ok || way.refusal.param !== "model") return way;
   const would = known.find((candidate) => familiesFor(rows).includes(candidate.family));
@@ -105,16 +107,25 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
 }
 
 function labelsFor({ model, facts, validation }: RunFacts, rows: RowKind): Decided<LabelSet | null> {
-  if (rows !== "classification") return decided(null);
-  const inherited = model.tuned?.task === "classification" ? model.tuned.labels : null;
-  return labelSet({ training: facts.labels, validation: validation?.labels ?? null, inherited });
+  const task = taskWithLabels[rows];
+  if (task === undefined) return decided(null);
+  const inherited = model.tuned?.task === task ? model.tuned.labels : null;
+  return labelSet({ training: facts.labels, validation: validation?.labels ?? null, inherited, task });
 }
+
+const taskWithLabels: Partial<Record<RowKind, LabelTask>> = {
+  classification: "classification",
+  multilabel: "multilabel_classification",
+  entities: "token_classification",
+};
 
 function hyperparametersFor(
   { run, model, adapter, facts, machine }: RunFacts,
   { task, method }: Chosen,
 ): Decided<Resolved> {
-  const { family, numParameters, contextLength } = model.base;
+  const { family, numParameters, contextLength, numLayers } = model.base;
+  const loraR = adapter?.lora_r ?? run.request.hyperparameters.lora_r ?? 16;
+  const trainableLayers = run.request.hyperparameters.trainable_layers ?? 2;
   const given = run.request.hyperparameters;
   return resolveHyperparameters(given, {
     family,
@@ -122,14 +133,18 @@ function hyperparametersFor(
     method,
     numParameters,
     contextLength,
+    numLayers,
     numRows: facts.numTrainRows,
     longestRow: facts.longestRow,
     hasValidation: facts.numValidationRows > 0,
-    adapter,
+    // Folded into its base by other methods, it has no shape left to keep.
+    adapter: leavesAdapter(method) ? adapter : null,
+    labels: facts.labels,
+    scores: facts.scores ?? null,
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,
-        loadOf({ model: model.base, method, task, length, loraR: adapter?.lora_r ?? given.lora_r ?? 16 }),
+        loadOf({ model: model.base, method, task, length, loraR, trainableLayers }),
         machine.memoryBytes,
       ),
   });
@@ -144,13 +159,19 @@ function estimateFor(
   const longest = task === "pretraining" ? values.max_length : Math.max(16, facts.longestRow);
   const length = Math.min(values.max_length, longest);
   const load = {
-    ...loadOf({ model: base, method, task, length, loraR: values.lora_r }),
+    ...loadOf({ model: base, method, task, length, loraR: values.lora_r, trainableLayers: values.trainable_layers }),
     batchSize: values.per_device_train_batch_size,
   };
   const needed = memoryBytes(base, load);
   if (needed > machine.memoryBytes)
     return tooLarge({ model: run.model, base, load, available: machine.memoryBytes, known });
-  const work = { tokens: facts.numTrainTokens, epochs: values.num_train_epochs, method, family: base.family };
+  const work = {
+    tokens: facts.numTrainTokens,
+    epochs: values.num_train_epochs,
+    method,
+    family: base.family,
+    trainableLayers: values.trainable_layers,
+  };
   const pace = paceOf({ baseModel: base.name, method, cores: machine.cores, trained, product: machine.product });
   return decided({
     seconds: secondsRange(operationsOf(base, work), pace),

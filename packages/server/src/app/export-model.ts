@@ -1,6 +1,7 @@
 /** A tuned model's files, for use elsewhere: as they are, an adapter folded into its base, or in another format. */
 import { type ExportFormat, type ExportQuantize, exportQuantizations, type Task } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
+import { leavesAdapter, readsVirtualTokens } from "../domain/methods.js";
 import type { AppDeps } from "./deps.js";
 import { artefactFolder, type ReadyModelDeps, type ResolvedModel, resolveModel, targetOf } from "./models.js";
 
@@ -42,7 +43,13 @@ export async function exportModel(
       { param: "model" },
     );
   const { format, quantize = null, prune = 0, signal } = input;
-  const isAdapter = model.tuned.method === "lora";
+  const isAdapter = leavesAdapter(model.tuned.method);
+  if (readsVirtualTokens(model.tuned.method) && (input.merged || (format ?? "safetensors") !== "safetensors"))
+    throw new AppError(
+      "export_not_possible",
+      `"${model.name}" was tuned with the method "${model.tuned.method}": virtual tokens stand before a text and cannot be folded into weights. Export it as it is (format=safetensors), for PEFT.`,
+      { param: input.merged ? "merged" : "format" },
+    );
   if (format !== undefined) {
     const shape = { format, quantize, prune };
     requirePossible(shape, { merged: input.merged, task: model.tuned.task });

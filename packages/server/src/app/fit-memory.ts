@@ -21,16 +21,21 @@ export interface LoadInput {
   task: TrainSpec["task"];
   length: number;
   loraR: number;
+  trainableLayers: number;
 }
 
+/** Each of their positions is compared with the whole vocabulary. */
+const writing: readonly TrainSpec["task"][] = ["chat", "seq2seq", "preference", "pretraining"];
+
 /** One row at once; `batchSize` is for the caller to raise. */
-export const loadOf = ({ model, method, task, length, loraR }: LoadInput): Load => ({
+export const loadOf = ({ model, method, task, length, loraR, trainableLayers }: LoadInput): Load => ({
   family: model.family,
   method,
   batchSize: 1,
   length,
   loraR,
-  generates: task !== "classification",
+  trainableLayers,
+  generates: writing.includes(task),
 });
 
 /** The chosen batch leaves a third of the memory free: an estimate is no promise. */

@@ -16,6 +16,8 @@ export interface RowFacts {
   numLeaked: number;
   /** Classes of the rows to train on. */
   labels: Record<string, number>;
+  /** Of scored rows to train on. */
+  scores?: { mean: number; std: number };
 }
 
 /** Written last, so that a split is whole when this is there. */
@@ -74,19 +76,27 @@ interface FirstPass {
   strata: () => number[];
   facts: (
     kept: (row: number) => boolean,
-  ) => Pick<RowFacts, "numTrainRows" | "numTrainTokens" | "longestRow" | "labels">;
+  ) => Pick<RowFacts, "numTrainRows" | "numTrainTokens" | "longestRow" | "labels" | "scores">;
 }
 
 async function firstPass(blobs: Blobs, fileId: string): Promise<FirstPass> {
   const keys: number[] = [];
   const tokens: number[] = [];
   const labelOf: number[] = [];
+  const more = new Map<string, number[]>();
+  const scores: number[] = [];
   const labelIds = new Map<string, number>();
   for await (const line of rowLines(blobs, fileId)) {
     const row = parseRow(line);
     keys.push(splitKey(row));
     tokens.push(approximateTokens(row));
     labelOf.push(idOf(row, labelIds));
+    for (const name of labelsIn(row)) {
+      const rows = more.get(name);
+      if (rows === undefined) more.set(name, [keys.length - 1]);
+      else rows.push(keys.length - 1);
+    }
+    if ("score" in row) scores.push(row.score);
   }
   const names = [...labelIds.keys()];
   return {
@@ -111,10 +121,28 @@ async function firstPass(blobs: Blobs, fileId: string): Promise<FirstPass> {
         numTrainRows,
         numTrainTokens,
         longestRow,
-        labels: Object.fromEntries(names.map((name, id) => [name, counts[id] ?? 0])),
+        labels: {
+          ...Object.fromEntries(names.map((name, id) => [name, counts[id] ?? 0])),
+          ...Object.fromEntries([...more].map(([name, rows]) => [name, rows.filter(kept).length])),
+        },
+        ...(scores.length > 0 && { scores: spread(scores.filter((_, row) => kept(row))) }),
       };
     },
   };
+}
+
+/** Labels of which a row may have several. */
+function labelsIn(row: CanonicalRow): Set<string> {
+  if ("labels" in row) return new Set(row.labels);
+  return new Set("entities" in row ? row.entities.map(({ label }) => label) : []);
+}
+
+/** All the same: 1, so that nothing is divided by 0. */
+function spread(scores: readonly number[]): { mean: number; std: number } {
+  const count = Math.max(1, scores.length);
+  const mean = scores.reduce((sum, one) => sum + one / count, 0);
+  const std = Math.sqrt(scores.reduce((sum, one) => sum + (one - mean) ** 2 / count, 0));
+  return { mean, std: std > 0 && std <= 1e30 ? std : 1 };
 }
 
 function idOf(row: CanonicalRow, ids: Map<string, number>): number {

@@ -7,6 +7,7 @@
 import type { Method, Task } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { Run } from "../domain/job.js";
+import { leavesAdapter } from "../domain/methods.js";
 import { nearestName } from "../domain/nearest.js";
 import { checkpointModelKey, isStillThere, isWrittenAsModel } from "./checkpoint-files.js";
 import type { AppDeps } from "./deps.js";
@@ -129,7 +130,7 @@ export interface StartingPoint {
 export async function startOf(deps: ReadyModelDeps, run: Run): Promise<StartingPoint> {
   const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
   const folder = model.tuned === null ? null : await artefactFolder(deps, model.name, model.tuned);
-  if (folder !== null && model.tuned?.method !== "lora") return { basePath: folder, adapterPath: null };
+  if (folder !== null && !leavesAdapter(model.tuned?.method)) return { basePath: folder, adapterPath: null };
   return { basePath: await basePathOf(deps, model.base), adapterPath: folder };
 }
 
@@ -166,10 +167,9 @@ export async function targetOf(deps: ReadyModelDeps, model: ResolvedModel): Prom
     return { basePath: await basePathOf(deps, base), adapterPath: null, family: base.family, task };
   }
   const folder = await artefactFolder(deps, model.name, tuned);
-  const place =
-    tuned.method === "lora"
-      ? { basePath: await basePathOf(deps, base), adapterPath: folder }
-      : { basePath: folder, adapterPath: null };
+  const place = leavesAdapter(tuned.method)
+    ? { basePath: await basePathOf(deps, base), adapterPath: folder }
+    : { basePath: folder, adapterPath: null };
   return { ...place, family: base.family, task: tuned.task };
 }
 

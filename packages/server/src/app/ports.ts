@@ -12,6 +12,7 @@ import type {
   ExportFormat,
   ExportQuantize,
   Fault,
+  Prediction,
   RowKind,
   TrainerEvent,
   TrainSpec,
@@ -389,6 +390,11 @@ export type GenerateChunk =
   | { type: "delta"; text: string; logprobs: TokenLogprob[] }
   | { type: "end"; finishReason: "stop" | "length"; promptTokens: number; completionTokens: number };
 
+/** A text, or two: a prompt and what was said to it, or a question and the text to look for its answer in. */
+export interface AskedText {
+  text: string;
+  second?: string;
+}
 export interface LabelScore {
   label: string;
   probability: number;
@@ -401,9 +407,15 @@ export interface Inference {
   /** One list a text, all labels, most probable first. */
   classify(
     target: InferenceTarget,
-    texts: string[],
+    texts: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }>;
+  /** What the head of a model tuned to predict says of each input. */
+  predict(
+    target: InferenceTarget,
+    inputs: AskedText[],
+    signal: AbortSignal,
+  ): Promise<{ predictions: Prediction[]; numTokens: number }>;
   embed(
     target: InferenceTarget,
     inputs: (string | number[])[],

@@ -37,6 +37,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
       device: "auto",
       dtype: "auto",
       num_threads: options.numThreads,
+      parallelism: "ddp",
       checkpoint_seconds: options.checkpointSeconds,
       checkpoint_steps: 0,
       keep_checkpoints: 3,

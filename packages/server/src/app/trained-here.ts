@@ -26,6 +26,8 @@ function trained(run: Run, known: readonly BaseModel[]): Trained[] {
   const { baseModel, family, method, trainSeconds, trainedTokens } = run;
   const size = known.find(({ name }) => name === baseModel);
   if (size === undefined || method === null || trainedTokens === null || trainSeconds === undefined) return [];
-  const operations = operationsOf(size, { tokens: trainedTokens, epochs: 1, method, family });
+  // Runs of an older version have no such value, and are of another method.
+  const trainableLayers = run.hyperparameters?.trainable_layers ?? 1;
+  const operations = operationsOf(size, { tokens: trainedTokens, epochs: 1, method, family, trainableLayers });
   return [{ baseModel, method, operations, seconds: trainSeconds }];
 }

@@ -1,4 +1,4 @@
-/** The shape of a LoRA adapter: a run that goes on from one trains its tensors, and cannot give them another. Pure. */
+/** The shape of an adapter: a run that goes on from one trains its tensors, and cannot give them another. Pure. */
 import { type Hyperparameters, hyperparametersSchema } from "@fettle/contract";
 import type { RunRequest } from "./job.js";
 import { type Decided, decided, refused } from "./refusal.js";

@@ -1,5 +1,6 @@
 /** Which family of models does which task, with which rows and which method. Pure. */
 import type { Family, Method, RowKind, Task } from "@fettle/contract";
+import { leavesAdapter, readsVirtualTokens } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 interface Way {
@@ -17,7 +18,18 @@ const ways: readonly Way[] = [
   { family: "decoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "encoder", task: "classification", rows: ["classification"], methods: ["lora", "full", "head"] },
   { family: "seq2seq", task: "seq2seq", rows: ["pair"], methods: ["lora", "full"] },
+  ...both("multilabel_classification", "multilabel"),
+  ...both("regression", "score"),
+  ...both("ranking", "ranking"),
+  { family: "encoder", task: "token_classification", rows: ["entities"], methods: ["lora", "full", "head"] },
+  { family: "encoder", task: "question_answering", rows: ["answers"], methods: ["lora", "full", "head"] },
+  { family: "encoder", task: "embedding", rows: ["similarity"], methods: ["lora", "full"] },
 ];
+
+function both(task: Task, rows: RowKind): Way[] {
+  const families: Family[] = ["decoder", "encoder"];
+  return families.map((family) => ({ family, task, rows: [rows], methods: ["lora", "full", "head"] }));
+}
 
 const familyWords: Record<Family, string> = {
   decoder: "a decoder",
@@ -28,6 +40,12 @@ const rowWords: Record<RowKind, string> = {
   chat: "chat rows (messages)",
   pair: "pairs (prompt and completion)",
   classification: "classification rows (text and label)",
+  multilabel: "rows of several labels (text and labels)",
+  score: "scored texts (text and score)",
+  ranking: "ranked pairs (chosen_text and rejected_text)",
+  entities: "texts with entities (text and entities)",
+  answers: "questions about a text (question, context and answers)",
+  similarity: "texts that belong together (anchor and positive)",
   preference: "preference rows (two answers to one conversation)",
   text: "plain texts (text alone)",
 };
@@ -41,6 +59,8 @@ export interface Wanted {
   method: Method | null;
   /** How the tuned model that is gone on from was made; null for a base model. */
   tunedBy: Method | null;
+  /** And for which task. */
+  tunedFor: Task | null;
 }
 
 export interface Chosen {
@@ -62,34 +82,92 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
   if (way === undefined) return refused("incompatible_method", task === null ? "model" : "task", explain(wanted));
   const taskReason =
     task === null ? `${wanted.model} is ${familyWords[family]} and the file holds ${rowWords[rows]}` : null;
+  const lost = lostOutput(wanted, way.task);
+  if (lost !== null) return refused("incompatible_method", "model", lost);
   if (wanted.method === null) {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
   }
-  if (!way.methods.includes(wanted.method)) {
-    const works = way.methods.map((name) => `"${name}"`).join(" or ");
+  const missing = unbuilt[wanted.method];
+  if (missing !== undefined) return refused("incompatible_method", "method", missing);
+  const methods = methodsOf(way);
+  if (!methods.includes(wanted.method)) {
+    const works = listed(methods.map((name) => `"${name}"`));
     const why =
       wanted.method === "head"
         ? ` A head is what is put on top for classification; ${way.task} uses the model's own output.`
-        : "";
+        : readsVirtualTokens(wanted.method)
+          ? " Virtual tokens are read before a text that a decoder goes on with."
+          : "";
     return refused(
       "incompatible_method",
       "method",
       `The method "${wanted.method}" cannot do the task "${way.task}" with ${wanted.model}.${why} Use the method ${works}.`,
     );
   }
-  if (wanted.tunedBy === "lora" && wanted.method !== "lora") {
+  const { tunedBy } = wanted;
+  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method !== tunedBy && !folds(tunedBy, wanted.method))
     return refused(
       "incompatible_method",
       "method",
-      `${wanted.model} is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.`,
+      `${wanted.model} is an adapter made with the method "${tunedBy}": it can only be gone on from with the same. Use "${tunedBy}", or begin from its base model.`,
     );
-  }
+  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method === tunedBy && needsNewOutput(wanted, way.task))
+    return refused(
+      "incompatible_method",
+      "method",
+      `${wanted.model} is an adapter without the output that the task "${way.task}" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.`,
+    );
   return decided({ task: way.task, method: wanted.method, taskReason, methodReason: null });
 }
 
-function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [Method, string] {
-  if (tunedBy === "lora") return ["lora", "the model to go on from is a LoRA adapter"];
+/**
+ * Wherever LoRA works, so do its kin; what can be trained whole can be trained in part. Virtual tokens stand before
+ * a text that is gone on with.
+ */
+const methodsOf = ({ family, task, methods }: Way): Method[] => [
+  ...methods.flatMap((method) => [method, ...(kin[method] ?? [])]),
+  ...(family === "decoder" && (task === "chat" || task === "pretraining") ? (["prompt", "prefix"] as const) : []),
+];
+const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
+
+/** Methods that no model and no task can be tuned with, and why. */
+const unbuilt: Partial<Record<Method, string>> = {
+  qlora:
+    'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+};
+
+/** For the documentation: what each family does, and by which methods; the first is the default. */
+export const matrix = ways.map((way) => ({
+  family: way.family,
+  task: way.task,
+  rows: way.rows.map((kind) => rowWords[kind]),
+  methods: methodsOf(way),
+}));
+
+/** Whether the weights take the adapter in before they are trained. Virtual tokens are no change of a weight. */
+const folds = (tunedBy: Method, method: Method): boolean => !readsVirtualTokens(tunedBy) && !leavesAdapter(method);
+
+/** Tasks of one output go on from each other: a model that writes text learns preferences and documents too. */
+const outputOf = (task: Task): Task => (task === "preference" || task === "pretraining" ? "chat" : task);
+
+const needsNewOutput = ({ tunedFor }: Wanted, task: Task): boolean =>
+  tunedFor !== null && outputOf(tunedFor) !== outputOf(task);
+
+/** A new output can be put on what wrote text; what writes text is gone from what was tuned for another output. */
+function lostOutput(wanted: Wanted, task: Task): string | null {
+  if (wanted.tunedBy !== null && readsVirtualTokens(wanted.tunedBy) && needsNewOutput(wanted, task))
+    return `${wanted.model} is virtual tokens before a text, and the task "${task}" needs a new output. Begin from its base model.`;
+  if (!needsNewOutput(wanted, task) || outputOf(wanted.tunedFor ?? task) === "chat") return null;
+  return `${wanted.model} was tuned for the task "${wanted.tunedFor}" and has no output for "${task}". Begin from its base model, or give a file for "${wanted.tunedFor}".`;
+}
+
+function defaultMethod(wanted: Wanted, way: Way): [Method, string] {
+  const { tunedBy, family, numParameters } = wanted;
+  if (tunedBy !== null && leavesAdapter(tunedBy) && !readsVirtualTokens(tunedBy) && needsNewOutput(wanted, way.task))
+    return ["full", "the task needs a new output, so the adapter to go on from is folded into its base first"];
+  if (tunedBy !== null && leavesAdapter(tunedBy))
+    return [tunedBy, `the model to go on from is an adapter made with ${tunedBy}`];
   if (family !== "decoder" && numParameters < smallParameters)
     return ["full", `${millions(numParameters)} parameters are few enough to tune all of them`];
   const [method = "lora"] = way.methods;
@@ -100,6 +178,8 @@ function defaultMethod({ tunedBy, family, numParameters }: Wanted, way: Way): [M
       : `${millions(numParameters)} parameters are many to tune all of them`,
   ];
 }
+
+const listed = (names: string[]): string => `${names.slice(0, -1).join(", ")} or ${names.at(-1) ?? ""}`;
 
 const millions = (count: number): string =>
   count >= 1e9 ? `${(count / 1e9).toFixed(1)} billion` : `${Math.round(count / 1e6)} million`;
@@ -112,9 +192,10 @@ function explain({ model, family, rows, task }: Wanted): string {
   }
   const forRows = ways.filter((way) => way.rows.includes(rows) && (task === null || way.task === task));
   const families = [...new Set(forRows.map((way) => familyWords[way.family]))].join(" or ");
-  const own = [
+  const kinds = [
     ...new Set(ways.filter((way) => way.family === family).flatMap((way) => way.rows.map((kind) => rowWords[kind]))),
-  ].join(" or ");
+  ];
+  const own = `${kinds.slice(0, 3).join(" or ")}${kinds.length > 3 ? ", among others" : ""}`;
   const other = families === "" ? "" : ` Use ${families} for these rows, or`;
   return `${model} is ${familyWords[family]}, which cannot learn from ${rowWords[rows]}.${other === "" ? " Use" : `${other} give`} a file of ${own}.`;
 }

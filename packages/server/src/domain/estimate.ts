@@ -1,5 +1,6 @@
 /** How much memory and time a run will take, before it starts. Pure. An estimate, on the high side: fp32, no recomputation. */
 import type { Family, Method } from "@fettle/contract";
+import { readsVirtualTokens } from "./methods.js";
 import type { Pace } from "./pace.js";
 
 export interface ModelSize {
@@ -17,7 +18,9 @@ export interface Load {
   /** Tokens of the longest row in a batch. */
   length: number;
   loraR: number;
-  /** Whether every position is compared with the whole vocabulary: true but for classification. */
+  /** Of the method freeze. */
+  trainableLayers?: number;
+  /** Whether every position is compared with the whole vocabulary: true where text is written. */
   generates: boolean;
 }
 
@@ -35,9 +38,19 @@ const floatsPerLayer: Record<Family, number> = { decoder: 17, encoder: 17, seq2s
 /** All linear maps of a layer together take in and give out about so many hidden widths. */
 const linearWidths = 20;
 
-export function trainedParameters(size: ModelSize, { method, loraR }: Pick<Load, "method" | "loraR">): number {
+type Trains = Pick<Load, "method" | "loraR" | "trainableLayers">;
+
+export function trainedParameters(size: ModelSize, { method, loraR, trainableLayers = 1 }: Trains): number {
   if (method === "full") return size.numParameters;
+  if (method === "freeze") {
+    const inLayers = Math.max(0, size.numParameters - size.vocabSize * size.hiddenSize);
+    return Math.round(inLayers * Math.min(1, trainableLayers / size.numLayers));
+  }
   if (method === "head") return size.hiddenSize * (size.hiddenSize + 2);
+  // Keys, values and what enters the feed-forward's second layer, about four widths.
+  if (method === "ia3") return size.numLayers * 6 * size.hiddenSize;
+  // A hundred virtual tokens, more than most use: their keys and values in each layer.
+  if (readsVirtualTokens(method)) return 100 * 2 * size.numLayers * size.hiddenSize;
   return size.numLayers * loraR * linearWidths * size.hiddenSize;
 }
 
@@ -47,7 +60,8 @@ export function memoryBytes(size: ModelSize, load: Load): number {
   const frozen = load.method === "full" ? 0 : size.numParameters * float;
   const tokens = load.batchSize * load.length;
   // A frozen body keeps nothing for a backward pass: one layer's worth at a time.
-  const layers = load.method === "head" ? 1 : size.numLayers;
+  const { method, trainableLayers = 1 } = load;
+  const layers = method === "head" ? 1 : method === "freeze" ? trainableLayers : size.numLayers;
   const activations = tokens * size.hiddenSize * floatsPerLayer[load.family] * layers * float;
   const logits = load.generates ? tokens * size.vocabSize * float : 0;
   return Math.round(processBytes + frozen + trained * trainedBytes + activations + logits);
@@ -59,16 +73,23 @@ export interface Work {
   epochs: number;
   method: Method;
   family: Family;
+  /** Of the method freeze. */
+  trainableLayers?: number;
 }
 
 /** Floating point operations of training. Per parameter and token: 2 forward, 2 for the inputs' gradients, 2 for the weights'. */
-export function operationsOf(size: ModelSize, { tokens, epochs, method, family }: Work): number {
-  const perToken = { full: 6, lora: 4, head: 2 }[method];
+export function operationsOf(size: ModelSize, { tokens, epochs, family, ...how }: Work): number {
   // The embedding is looked up, not multiplied with; a decoder's counts once more as its output map.
   const embedding = size.vocabSize * size.hiddenSize;
   const multiplied =
     family === "encoder" ? Math.max(size.numParameters - embedding, size.numParameters * 0.1) : size.numParameters;
-  return perToken * multiplied * tokens * epochs;
+  return perToken(size, how) * multiplied * tokens * epochs;
+}
+
+function perToken(size: ModelSize, { method, trainableLayers = 1 }: Pick<Work, "method" | "trainableLayers">): number {
+  if (method === "full") return 6;
+  if (method === "head") return 2;
+  return method === "freeze" ? 2 + 4 * Math.min(1, trainableLayers / size.numLayers) : 4;
 }
 
 /** Loading, tokenising, saving and the check of the saved model. */

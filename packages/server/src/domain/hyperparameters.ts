@@ -2,6 +2,7 @@
 import { type Family, type Hyperparameters, hyperparametersSchema, type Method, type Task } from "@fettle/contract";
 import { type AdapterShape, isShapeName, shapeConflict, shapeReason } from "./adapter-shape.js";
 import type { RunRequest } from "./job.js";
+import { hasRank, readsVirtualTokens } from "./methods.js";
 import { type Decided, decided, refused } from "./refusal.js";
 
 export interface Situation {
@@ -10,6 +11,8 @@ export interface Situation {
   method: Method;
   numParameters: number;
   contextLength: number;
+  /** Of an encoder-decoder: of its decoder. */
+  numLayers: number;
   /** Rows to train on, without those held out. */
   numRows: number;
   /** Tokens of the longest row, approximately. */
@@ -17,6 +20,10 @@ export interface Situation {
   hasValidation: boolean;
   /** The adapter that is gone on from: its shape is kept. */
   adapter: AdapterShape | null;
+  /** Rows of each class. */
+  labels: Readonly<Record<string, number>>;
+  /** Of the rows to train on; null when they have none. */
+  scores: { mean: number; std: number } | null;
   /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
   rowsThatFit: (maxLength: number) => number;
 }
@@ -37,6 +44,7 @@ type Rule = (situation: Situation, soFar: Partial<Hyperparameters>) => { value: 
 
 /** The reason of a value that the method does not look at. */
 export const notUsed = "not used by this method";
+const rootReason = "twice the root of lora_r: the change is scaled as in lora";
 
 /** In this order: a later rule may look at earlier values. */
 const rules: Record<keyof Hyperparameters, Rule> = {
@@ -65,30 +73,59 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       : { value: null, reason: "the model's own" },
   lora_r: ({ method }) => ({
     value: 16,
-    reason: method === "lora" ? "enough for most tasks" : notUsed,
+    reason: hasRank(method) ? "enough for most tasks" : notUsed,
   }),
   lora_alpha: ({ method }, { lora_r = 16 }) => ({
-    value: Math.min(2 * lora_r, 2048),
-    reason: method === "lora" ? "twice lora_r" : notUsed,
+    value: method === "rslora" ? 2 * Math.round(Math.sqrt(lora_r)) : Math.min(2 * lora_r, 2048),
+    reason: method === "rslora" ? rootReason : hasRank(method) ? "twice lora_r" : notUsed,
   }),
   lora_dropout: ({ task, method, numRows }) => ({
-    value: method === "lora" && numRows < 2000 && task !== "preference" ? 0.05 : 0,
-    reason: method !== "lora" ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
+    value: hasRank(method) && numRows < 2000 && task !== "preference" ? 0.05 : 0,
+    reason: !hasRank(method) ? notUsed : task === "preference" ? "as dropout" : `${numRows} rows`,
   }),
   target_modules: ({ method }) => ({
     value: "all-linear",
-    reason: method === "lora" ? "adapting every linear layer learns most per parameter" : notUsed,
+    reason: hasRank(method) ? "adapting every linear layer learns most per parameter" : notUsed,
   }),
+  trainable_layers: ({ method, numLayers }) => ({
+    value: Math.max(1, Math.min(2, numLayers - 1)),
+    reason: method === "freeze" ? "the last layers hold most of what is particular to a task" : notUsed,
+  }),
+  num_virtual_tokens: ({ method }) => ({ value: 20, reason: readsVirtualTokens(method) ? "usual" : notUsed }),
   early_stopping_patience: ({ hasValidation }) =>
     hasValidation
       ? { value: 3, reason: "stops after 3 evaluations without gain" }
       : { value: 0, reason: "off: no row is held out to judge by" },
   eval_steps: () => ({ value: 0, reason: "once an epoch" }),
+  class_weights: classWeightsRule,
+  target_mean: ({ task, scores }) =>
+    task === "regression" && scores !== null
+      ? { value: scores.mean, reason: "the mean of the scores, so that what is learnt lies around 0" }
+      : { value: 0, reason: notUsed },
+  target_std: ({ task, scores }) =>
+    task === "regression" && scores !== null
+      ? { value: scores.std, reason: "the scores' standard deviation, so that one learning rate suits all scales" }
+      : { value: 1, reason: notUsed },
   beta: ({ task }) => ({
     value: 0.1,
     reason: task === "preference" ? "usual; higher stays nearer to the starting model" : notUsed,
   }),
 };
+
+/** Rows of the largest class for one of the smallest, from which on classes are weighed. */
+const severeImbalance = 10;
+
+function classWeightsRule({ task, labels }: Situation): { value: string; reason: string } {
+  if (task !== "classification") return { value: "none", reason: notUsed };
+  const counts = Object.entries(labels).filter(([, count]) => count > 0);
+  const [first = ["", 1] as const] = counts;
+  const most = counts.reduce((a, b) => (b[1] > a[1] ? b : a), first);
+  const least = counts.reduce((a, b) => (b[1] < a[1] ? b : a), first);
+  const told = `"${most[0]}" has ${most[1]} rows, "${least[0]}" ${least[1]}`;
+  return most[1] > severeImbalance * least[1]
+    ? { value: "balanced", reason: `${told}: without weights the rare class would hardly be learnt` }
+    : { value: "none", reason: `${told}: at most ${severeImbalance} to 1 apart` };
+}
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
 export function resolveHyperparameters(given: RunRequest["hyperparameters"], situation: Situation): Decided<Resolved> {
@@ -113,6 +150,10 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       choices.push({ name, value, reason });
     }
   }
+  if (values["class_weights"] === "balanced" && situation.task !== "classification") {
+    const message = `class_weights is "balanced", but the task "${situation.task}" has no classes that exclude each other: expected "none". Leave it out.`;
+    return refused("value_out_of_range", "hyperparameters.class_weights", message);
+  }
   if (multiplier !== undefined) {
     const scaled = (values["learning_rate"] as number) * multiplier;
     if (!(scaled <= 0.1) || scaled <= 0) {
@@ -126,6 +167,11 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
     const message = `max_length is ${String(values["max_length"])}, but the model reads at most ${situation.contextLength} tokens. Use at most ${situation.contextLength}, or leave it out.`;
     return refused("value_out_of_range", "hyperparameters.max_length", message);
   }
+  const layers = values["trainable_layers"] as number;
+  if (situation.method === "freeze" && layers >= situation.numLayers) {
+    const message = `trainable_layers is ${layers}, but the model has ${situation.numLayers} layers: none would stay frozen. Use fewer, or the method "full".`;
+    return refused("value_out_of_range", "hyperparameters.trainable_layers", message);
+  }
   return decided({ values: hyperparametersSchema.parse(values), choices });
 }
 
@@ -136,6 +182,8 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   num_train_epochs: "Typical: 1 to 5.",
   per_device_train_batch_size: "Typical: 4 to 32.",
   lora_r: "Typical: 8 to 64.",
+  trainable_layers: "Typical: 1 to 4.",
+  num_virtual_tokens: "Typical: 10 to 100.",
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
   beta: "Typical: 0.1 to 0.5.",
@@ -182,14 +230,25 @@ const bounds: Record<keyof Hyperparameters, string> = {
   lora_alpha: "a number above 0, at most 2048",
   lora_dropout: "a number from 0 to 0.9",
   target_modules: '"all-linear" or a list of 1 to 64 module names',
+  trainable_layers: "a whole number from 1 to 1000",
+  num_virtual_tokens: "a whole number from 1 to 1000",
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
+  class_weights: '"none" or "balanced"',
+  target_mean: "a number from -1e30 to 1e30",
+  target_std: "a number above 0, at most 1e30",
   beta: "a number above 0, at most 2",
 };
 
-/** Usual epochs, rows to be seen at least, epochs at most. */
+/** Usual epochs, rows to be seen at least, epochs at most. A new output layer begins with nothing. */
+const newOutput: [number, number, number] = [3, 600, 10];
 const epochsByTask: Partial<Record<Task, [number, number, number]>> = {
-  classification: [3, 600, 10],
+  classification: newOutput,
+  multilabel_classification: newOutput,
+  regression: newOutput,
+  ranking: newOutput,
+  token_classification: newOutput,
+  question_answering: newOutput,
   preference: [2, 100, 10],
   pretraining: [1, 100, 10],
 };
@@ -237,8 +296,9 @@ function maxLengthRule({ family, task, contextLength, longestRow }: Situation): 
 }
 
 /** Rows per optimiser step: a power of two near a 64th of the rows, within what suits the family. */
-function rowsPerStep({ family, method, numRows }: Situation): number {
-  const [least, most] = method === "head" ? [16, 64] : family === "decoder" ? [4, 16] : [8, 32];
+function rowsPerStep({ family, task, method, numRows }: Situation): number {
+  // The rows of a step are each other's wrong answers: more of them teach more.
+  const [least, most] = method === "head" || task === "embedding" ? [16, 64] : family === "decoder" ? [4, 16] : [8, 32];
   const wanted = 2 ** Math.round(Math.log2(Math.max(1, numRows / 64)));
   return Math.min(most, Math.max(least, wanted));
 }
@@ -272,12 +332,14 @@ function learningRateRule({ family, task, method, numParameters }: Situation): {
     reason: `usual for ${method} on ${{ decoder: "a decoder", encoder: "an encoder", seq2seq: "an encoder-decoder" }[family]} ${size} 500 million parameters`,
   });
   if (method === "head") return { value: 1e-3, reason: "usual for a head on a frozen model" };
+  if (readsVirtualTokens(method)) return { value: 1e-2, reason: "usual for virtual tokens, which are few" };
+  if (method === "ia3") return { value: 5e-3, reason: "usual for ia3: factors begin as ones, and few are trained" };
   if (task === "preference")
     return {
-      value: method === "lora" ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
+      value: hasRank(method) ? (small ? 1e-4 : 5e-5) : small ? 5e-6 : 1e-6,
       reason: `usual for preferences: a fifth of what answers are learnt with, or less`,
     };
-  if (family === "seq2seq") return of(method === "lora" ? 1e-3 : small ? 3e-4 : 1e-4);
-  if (method === "lora") return of(small ? 5e-4 : 2e-4);
+  if (family === "seq2seq") return of(hasRank(method) ? 1e-3 : small ? 3e-4 : 1e-4);
+  if (hasRank(method)) return of(small ? 5e-4 : 2e-4);
   return of(small ? 5e-5 : 2e-5);
 }

@@ -7,7 +7,17 @@ export interface LabelCounts {
   validation: Readonly<Record<string, number>> | null;
   /** Classes of the tuned model that is gone on from; its head has one output for each, in this order. */
   inherited: readonly string[] | null;
+  task: LabelTask;
 }
+
+export type LabelTask = "classification" | "multilabel_classification" | "token_classification";
+
+/** Classes exclude each other, so one alone says nothing; labels and entities need not be there. */
+const fewestLabels: Record<LabelTask, number> = {
+  classification: 2,
+  multilabel_classification: 1,
+  token_classification: 1,
+};
 
 export interface LabelSet {
   /** In id order: by number when all are whole numbers, else by character codes. */
@@ -15,7 +25,7 @@ export interface LabelSet {
   warnings: string[];
 }
 
-export function labelSet({ training, validation, inherited }: LabelCounts): Decided<LabelSet> {
+export function labelSet({ training, validation, inherited, task }: LabelCounts): Decided<LabelSet> {
   const names = Object.keys(training).sort(byLabel);
   if (inherited !== null) {
     const strange = names.find((name) => !inherited.includes(name));
@@ -26,7 +36,14 @@ export function labelSet({ training, validation, inherited }: LabelCounts): Deci
         `The training file has the label "${strange}", which the tuned model does not know: expected only ${list(inherited)}. Begin from the base model, or rename the label.`,
       );
     }
-  } else if (names.length < 2) {
+  } else if (task !== "classification" && names.length < fewestLabels[task]) {
+    const what = task === "token_classification" ? "an entity" : "a label";
+    return refused(
+      "invalid_training_file",
+      "training_file",
+      `No row of the training file has ${what}: expected at least one to learn. Add rows that have some.`,
+    );
+  } else if (names.length < fewestLabels[task]) {
     const found = names.length === 0 ? "no label" : `only the label "${names[0]}"`;
     return refused(
       "invalid_training_file",

@@ -14,7 +14,10 @@ export function splitKey(row: CanonicalRow): number {
 }
 
 function question(row: CanonicalRow): string {
-  if ("text" in row) return `${row.text}\u0000${"text_pair" in row ? row.text_pair : ""}`;
+  if ("text" in row) return `${row.text}\u0000${"text_pair" in row ? (row.text_pair ?? "") : ""}`;
+  if ("chosen_text" in row) return row.prompt ?? `${row.chosen_text}\u0000${row.rejected_text}`;
+  if ("question" in row) return `${row.question}\u0000${row.context}`;
+  if ("anchor" in row) return row.anchor;
   if ("prompt" in row) return row.prompt;
   const asked = row.messages.filter((message) => message.role === "user").map((message) => message.content ?? "");
   return asked.join("\u0000");
@@ -23,6 +26,10 @@ function question(row: CanonicalRow): string {
 /** About how many tokens the row has, before any tokenizer has seen it. */
 export function approximateTokens(row: CanonicalRow): number {
   if ("text" in row) return tokensOf(row.text) + ("text_pair" in row ? tokensOf(row.text_pair ?? "") : 0) + 3;
+  if ("chosen_text" in row)
+    return 2 * tokensOf(row.prompt ?? "") + tokensOf(row.chosen_text) + tokensOf(row.rejected_text) + 6;
+  if ("question" in row) return tokensOf(row.question) + tokensOf(row.context) + 3;
+  if ("anchor" in row) return tokensOf(row.anchor) + tokensOf(row.positive) + tokensOf(row.negative ?? "") + 9;
   if ("prompt" in row) return tokensOf(row.prompt) + tokensOf(row.completion) + 3;
   const tools = row.tools === undefined ? 0 : tokensOf(JSON.stringify(row.tools));
   const asked = tools + 3 + messagesTokens(row.messages);

@@ -34,6 +34,18 @@ const shapes: readonly {
     may: { tools: ["tools"] },
   },
   { kind: "pair", needs: { prompt: ["prompt"], completion: ["completion", "response"] } },
+  {
+    kind: "ranking",
+    needs: { chosen_text: ["chosen_text"], rejected_text: ["rejected_text"] },
+    may: { prompt: ["prompt"] },
+  },
+  { kind: "similarity", needs: { anchor: ["anchor"], positive: ["positive"] }, may: { negative: ["negative"] } },
+  { kind: "entities", needs: { text: textNames, entities: ["entities", "spans"] } },
+  { kind: "answers", needs: { question: ["question"], context: ["context"], answers: ["answers"] } },
+  {
+    kind: "answers",
+    needs: { question: ["question"], context: ["context"], answer_text: ["answer"], answer_start: ["answer_start"] },
+  },
   { kind: "pair", needs: { prompt: ["source"], completion: ["target"] } },
   { kind: "pair", needs: { prompt: ["question"], completion: ["answer"] } },
   {
@@ -46,6 +58,12 @@ const shapes: readonly {
     needs: { text: ["sentence1", "premise"], text_pair: ["sentence2", "hypothesis"], label: labelNames },
   },
   { kind: "classification", needs: { text: textNames, label: labelNames }, may: { text_pair: ["text_pair"] } },
+  { kind: "multilabel", needs: { text: textNames, labels: ["labels"] }, may: { text_pair: ["text_pair"] } },
+  {
+    kind: "score",
+    needs: { text: ["sentence1", "premise"], text_pair: ["sentence2", "hypothesis"], score: ["score"] },
+  },
+  { kind: "score", needs: { text: textNames, score: ["score"] }, may: { text_pair: ["text_pair"] } },
   { kind: "pair", needs: { prompt: ["input"], completion: ["output"] } },
   { kind: "text", needs: { text: ["text"] }, alone: true },
 ];

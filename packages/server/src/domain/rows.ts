@@ -2,6 +2,7 @@
 import type { CanonicalRow, Fault, RowKind } from "@fettle/contract";
 import { readChatRow, RowNotes } from "./chat-row.js";
 import { isRecord, own, quoted, typeName } from "./fault.js";
+import { readAnswers, readEntities, readLabel, readLabels, readScore } from "./labelled-row.js";
 import { nearestName } from "./nearest.js";
 import { readPreferenceRow } from "./preference-row.js";
 import { expectedShapes, type RowShape, shapeAdvice, shapeOf } from "./row-shape.js";
@@ -17,7 +18,6 @@ export interface RowOutcome {
 
 /** Keys of a chat row besides `messages` that mean something. */
 const chatKeys = ["messages", "tools", "functions", "group", "group_id"];
-const maxLabelLength = 256;
 
 /** Remembers the shape of each set of keys, since most files have one. */
 export class RowReader {
@@ -61,6 +61,12 @@ const needed: Record<RowKind, readonly string[]> = {
   chat: ["messages"],
   pair: ["prompt", "completion"],
   classification: ["text", "label"],
+  multilabel: ["text", "labels"],
+  score: ["text", "score"],
+  ranking: ["chosen_text", "rejected_text"],
+  entities: ["text", "entities"],
+  answers: ["question", "context", "answers"],
+  similarity: ["anchor", "positive"],
   preference: ["input", "preferred_output", "non_preferred_output"],
   text: ["text"],
 };
@@ -148,7 +154,65 @@ const readers: Record<RowKind, Read> = {
       ...groupOf(value, shape, notes),
     };
   },
+  multilabel(value, shape, notes) {
+    const text = readText(value, { shape, name: "text", notes });
+    const pair = readOptional(value, { shape, name: "text_pair", notes });
+    const labels = readLabels(value, shape, notes);
+    if (text === null || pair === null || labels === null) return null;
+    return { line: notes.line, text, ...pair, labels, ...groupOf(value, shape, notes) };
+  },
+  score(value, shape, notes) {
+    const text = readText(value, { shape, name: "text", notes });
+    const pair = readOptional(value, { shape, name: "text_pair", notes });
+    const score = readScore(value, shape, notes);
+    if (text === null || pair === null || score === null) return null;
+    return { line: notes.line, text, ...pair, score, ...groupOf(value, shape, notes) };
+  },
+  ranking(value, shape, notes) {
+    const prompt = readOptional(value, { shape, name: "prompt", notes });
+    const better = readText(value, { shape, name: "chosen_text", notes });
+    const worse = readText(value, { shape, name: "rejected_text", notes });
+    if (prompt === null || better === null || worse === null) return null;
+    return {
+      line: notes.line,
+      ...prompt,
+      chosen_text: better,
+      rejected_text: worse,
+      ...groupOf(value, shape, notes),
+    };
+  },
+  entities(value, shape, notes) {
+    const text = readText(value, { shape, name: "text", notes });
+    const entities = text === null ? null : readEntities(value, { shape, text, notes });
+    if (text === null || entities === null) return null;
+    return { line: notes.line, text, entities, ...groupOf(value, shape, notes) };
+  },
+  answers(value, shape, notes) {
+    const question = readText(value, { shape, name: "question", notes });
+    const context = readText(value, { shape, name: "context", notes });
+    const answers = context === null ? null : readAnswers(value, { shape, context, notes });
+    if (question === null || context === null || answers === null) return null;
+    return { line: notes.line, question, context, answers, ...groupOf(value, shape, notes) };
+  },
+  similarity(value, shape, notes) {
+    const anchor = readText(value, { shape, name: "anchor", notes });
+    const positive = readText(value, { shape, name: "positive", notes });
+    const negative = readOptional(value, { shape, name: "negative", notes });
+    if (anchor === null || positive === null || negative === null) return null;
+    return { line: notes.line, anchor, positive, ...negative, ...groupOf(value, shape, notes) };
+  },
 };
+
+/** The text under its name, nothing when the row has none, null when it is none. */
+function readOptional(
+  value: Record<string, unknown>,
+  { shape, name, notes }: { shape: RowShape; name: string; notes: RowNotes },
+): Record<string, string> | null {
+  const key = shape.columns[name];
+  if (key === undefined || (own(value, key) ?? "") === "") return {};
+  const text = readText(value, { shape, name, notes });
+  return text === null ? null : { [name]: text };
+}
 
 function readText(
   value: Record<string, unknown>,
@@ -175,42 +239,6 @@ function readText(
     return null;
   }
   return text;
-}
-
-/** Whole numbers, true and false are labels too, by their text. */
-function readLabel(value: Record<string, unknown>, shape: RowShape, notes: RowNotes): string | null {
-  const key = shape.columns["label"] ?? "label";
-  const given = own(value, key);
-  const label = typeof given === "boolean" || Number.isSafeInteger(given) ? String(given) : given;
-  if (typeof label !== "string") {
-    notes.fault({
-      path: key,
-      rule: "label_not_text",
-      message: `${key} is ${typeof given === "number" ? `the number ${given}` : typeName(given)}: expected the name of one class.`,
-      fix: "Give one class name as text, or remove the row.",
-    });
-    return null;
-  }
-  const name = label.trim();
-  if (name === "") {
-    notes.fault({
-      path: key,
-      rule: "label_empty",
-      message: `${key} is empty: expected the name of a class.`,
-      fix: "Name the class, or remove the row.",
-    });
-    return null;
-  }
-  if (name.length > maxLabelLength) {
-    notes.fault({
-      path: key,
-      rule: "label_too_long",
-      message: `${key} has ${name.length} characters: expected at most ${maxLabelLength}.`,
-      fix: "Is this the text column? Give the class a short name.",
-    });
-    return null;
-  }
-  return name;
 }
 
 function groupOf(value: Record<string, unknown>, shape: RowShape, notes: RowNotes): { group?: string } {

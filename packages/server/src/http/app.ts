@@ -10,6 +10,7 @@ import { AppError } from "../domain/error.js";
 import { dataRoutes } from "./api/data.js";
 import { keyRoutes } from "./api/keys.js";
 import { ownModelRoutes } from "./api/models.js";
+import { predictionRoutes } from "./api/predictions.js";
 import { runRoutes } from "./api/runs.js";
 import { statusRoutes } from "./api/status.js";
 import { presentedKey } from "./auth.js";
@@ -51,7 +52,8 @@ export function createApp(deps: HttpDeps): Router {
     embeddingRoutes,
   ])
     routes(router);
-  for (const routes of [runRoutes, dataRoutes, ownModelRoutes, keyRoutes, statusRoutes]) routes(router);
+  for (const routes of [runRoutes, dataRoutes, ownModelRoutes, predictionRoutes, keyRoutes, statusRoutes])
+    routes(router);
   documentRoute(router);
   app.notFound((context) => {
     throw unknownRoute(router, { method: context.req.method, path: context.req.path });

@@ -8,7 +8,16 @@
  */
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { Clock, GenerateChunk, GenerateRequest, Inference, InferenceTarget, LabelScore } from "../app/ports.js";
+import type { Prediction } from "@fettle/contract";
+import type {
+  AskedText,
+  Clock,
+  GenerateChunk,
+  GenerateRequest,
+  Inference,
+  InferenceTarget,
+  LabelScore,
+} from "../app/ports.js";
 import { AppError } from "../domain/error.js";
 import { ModelProcess, type ProcessOptions } from "./process.js";
 import { decodeVector, generateLine, type WireAnswer, type WireRequest } from "./wire.js";
@@ -66,7 +75,7 @@ export class InferencePool implements Inference {
 
   async classify(
     target: InferenceTarget,
-    texts: string[],
+    texts: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }> {
     if (texts.length === 0) return { scores: [], numTokens: 0 };
@@ -78,6 +87,18 @@ export class InferencePool implements Inference {
       if (answer.type === "scores") return { scores: answer.scores, numTokens: answer.num_tokens };
     }
     throw new AppError("inference_failed", "The model process gave no scores. Send the request again.");
+  }
+
+  async predict(
+    target: InferenceTarget,
+    inputs: AskedText[],
+    signal: AbortSignal,
+  ): Promise<{ predictions: Prediction[]; numTokens: number }> {
+    if (inputs.length === 0) return { predictions: [], numTokens: 0 };
+    for await (const answer of this.send(target, { op: "predict", adapter: target.adapterPath, inputs }, signal)) {
+      if (answer.type === "predictions") return { predictions: answer.predictions, numTokens: answer.num_tokens };
+    }
+    throw new AppError("inference_failed", "The model process predicted nothing. Send the request again.");
   }
 
   async embed(

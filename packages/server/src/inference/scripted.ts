@@ -4,12 +4,15 @@
  *
  *   generate   a decoder answers "echo: " and the last text of the prompt, word by word; JSON mode wraps it in an object
  *   classify   probabilities follow from the text and the labels given for the adapter or base
+ *   predict    a number that follows from the input, whatever the task
  *   embed      a unit vector of `dimensions` numbers that follows from the input
  *
  * It keeps to the port's rules: stop strings, token limit, context limit, cancelling, and 429 over `maxQueue`.
  */
 import { createHash } from "node:crypto";
+import type { Prediction } from "@fettle/contract";
 import type {
+  AskedText,
   GenerateChunk,
   GenerateRequest,
   Inference,
@@ -78,7 +81,7 @@ export class ScriptedInference implements Inference {
 
   async classify(
     target: InferenceTarget,
-    texts: string[],
+    given: (string | AskedText)[],
     signal: AbortSignal,
   ): Promise<{ scores: LabelScore[][]; numTokens: number }> {
     const done = this.enter(target, signal);
@@ -90,7 +93,26 @@ export class ScriptedInference implements Inference {
           "unsupported_parameter",
           `${target.basePath} has no classification head. Tune it with task \`classification\` first.`,
         );
+      const texts = given.map((one) => (typeof one === "string" ? one : asText(one)));
       return { scores: texts.map((text) => scoresOf(text, labels)), numTokens: countTokens(texts) };
+    } finally {
+      done();
+    }
+  }
+
+  async predict(
+    target: InferenceTarget,
+    inputs: AskedText[],
+    signal: AbortSignal,
+  ): Promise<{ predictions: Prediction[]; numTokens: number }> {
+    const done = this.enter(target, signal);
+    try {
+      await nextTurn();
+      const texts = inputs.map(asText);
+      return {
+        predictions: texts.map((text) => ({ score: digest(text).readInt32LE(0) / 2 ** 31 })),
+        numTokens: countTokens(texts),
+      };
     } finally {
       done();
     }
@@ -204,6 +226,8 @@ function logprobsOf(tokens: string[], request: GenerateRequest): TokenLogprob[] 
     ),
   }));
 }
+
+const asText = ({ text, second }: AskedText): string => (second === undefined ? text : `${text}\n${second}`);
 
 function digest(text: string): Buffer {
   return createHash("sha256").update(text).digest();

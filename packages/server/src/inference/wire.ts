@@ -1,5 +1,5 @@
 /** What a model process says and is told: JSON lines, described at the top of trainer/src/fettle_trainer/serve.py. */
-import { errorCatalogue, type ErrorCode } from "@fettle/contract";
+import { errorCatalogue, type ErrorCode, predictionSchema } from "@fettle/contract";
 import { z } from "zod";
 import type { GenerateRequest, TokenLogprob } from "../app/ports.js";
 
@@ -43,13 +43,22 @@ const wireMessageSchema = z.discriminatedUnion("type", [
     scores: z.array(z.array(z.object({ label: z.string(), probability: z.number() }))),
     num_tokens: z.number().int(),
   }),
+  z.object({
+    type: z.literal("predictions"),
+    id: z.string(),
+    predictions: z.array(predictionSchema),
+    num_tokens: z.number().int(),
+  }),
   z.object({ type: z.literal("vectors"), id: z.string(), vectors: z.array(z.string()), num_tokens: z.number().int() }),
   z.object({ type: z.literal("error"), id: z.string().nullable(), code, message: z.string() }),
   z.object({ type: z.literal("cancelled"), id: z.string() }),
 ]);
 export type WireMessage = z.infer<typeof wireMessageSchema>;
 /** A message that belongs to one request. */
-export type WireAnswer = Extract<WireMessage, { type: "start" | "delta" | "end" | "scores" | "vectors" }>;
+export type WireAnswer = Extract<
+  WireMessage,
+  { type: "start" | "delta" | "end" | "scores" | "predictions" | "vectors" }
+>;
 
 /** Throws when the line is not a message: then the two sides do not speak the same language, and nothing can be trusted. */
 export function parseMessage(line: string): WireMessage {
@@ -57,7 +66,10 @@ export function parseMessage(line: string): WireMessage {
 }
 
 /** A request without its id, which the process gives it. */
-export type WireRequest = { op: "generate" | "classify" | "embed"; adapter: string | null } & Record<string, unknown>;
+export type WireRequest = { op: "generate" | "classify" | "predict" | "embed"; adapter: string | null } & Record<
+  string,
+  unknown
+>;
 
 export function generateLine(request: GenerateRequest, adapter: string | null): WireRequest {
   return {

@@ -1,5 +1,5 @@
 /** Parsed values of any format -> rows and faults for the sink, and the figures of the report. */
-import type { Fault, RowKind } from "@fettle/contract";
+import type { CanonicalRow, Fault, RowKind } from "@fettle/contract";
 import type { DataReport, RowSink } from "../app/ports.js";
 import { describeShape } from "../domain/row-shape.js";
 import { RowReader } from "../domain/rows.js";
@@ -53,7 +53,7 @@ export class RowCollector {
         this.#ignored.set(name, (this.#ignored.get(name) ?? 0) + 1);
     for (const fault of faults) await this.fault(fault);
     if (row === null) return;
-    if ("label" in row && !(await this.#countLabel(row.label, line))) return;
+    for (const label of labelsOf(row)) if (!(await this.#countLabel(label, line))) return;
     this.numUsable += 1;
     await this.#sink.row(row);
   }
@@ -78,7 +78,7 @@ export class RowCollector {
 
   report(format: DataReport["format"]): Omit<DataReport, "faults" | "rowsSha256"> {
     const labels =
-      this.#kind === "classification"
+      this.#kind === "classification" || this.#kind === "multilabel" || this.#kind === "entities"
         ? Object.fromEntries([...this.#labels].sort(([a], [b]) => (a < b ? -1 : 1)))
         : null;
     const notices = [...this.notices, ...this.#lookAlikes()];
@@ -108,6 +108,12 @@ export class RowCollector {
         `The labels ${names.map((name) => `"${name}"`).join(" and ")} differ only in case: they are kept as different classes.`,
     );
   }
+}
+
+function labelsOf(row: CanonicalRow): Set<string> {
+  if ("label" in row) return new Set([row.label]);
+  if ("labels" in row) return new Set(row.labels);
+  return new Set("entities" in row ? row.entities.map(({ label }) => label) : []);
 }
 
 function groupByPlain(labels: Iterable<string>): Map<string, string[]> {

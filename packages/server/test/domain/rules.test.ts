@@ -1,8 +1,16 @@
 import fc from "fast-check";
-import { hyperparametersSchema } from "@fettle/contract";
+import {
+  familySchema,
+  hyperparametersSchema,
+  type Method,
+  methodSchema,
+  rowKindSchema,
+  type Task,
+  taskSchema,
+} from "@fettle/contract";
 import { describe, expect, it } from "vitest";
-import { chooseWay, type Wanted } from "../../src/domain/compatibility.js";
-import { type Load, memoryBytes } from "../../src/domain/estimate.js";
+import { chooseWay, matrix, type Wanted } from "../../src/domain/compatibility.js";
+import { type Load, memoryBytes, operationsOf } from "../../src/domain/estimate.js";
 import { resolveHyperparameters, type Situation } from "../../src/domain/hyperparameters.js";
 import { labelSet } from "../../src/domain/labels.js";
 import { editDistance, nearestName } from "../../src/domain/nearest.js";
@@ -31,16 +39,18 @@ describe("nearestName", () => {
     ));
 });
 
+const wanted: Wanted = {
+  model: "m",
+  family: "decoder",
+  numParameters: 135e6,
+  rows: "chat",
+  task: null,
+  method: null,
+  tunedBy: null,
+  tunedFor: null,
+};
+
 describe("chooseWay", () => {
-  const wanted: Wanted = {
-    model: "m",
-    family: "decoder",
-    numParameters: 135e6,
-    rows: "chat",
-    task: null,
-    method: null,
-    tunedBy: null,
-  };
   it.each<[Partial<Wanted>, string, string]>([
     [{}, "chat", "lora"],
     [{ rows: "pair" }, "chat", "lora"],
@@ -50,15 +60,32 @@ describe("chooseWay", () => {
     [{ family: "encoder", rows: "classification", method: "head" }, "classification", "head"],
     [{ family: "seq2seq", rows: "pair" }, "seq2seq", "full"],
     [{ method: "full" }, "chat", "full"],
+    [{ rows: "multilabel" }, "multilabel_classification", "lora"],
+    [{ rows: "score", method: "head" }, "regression", "head"],
+    [{ rows: "ranking" }, "ranking", "lora"],
+    [{ family: "encoder", rows: "entities", numParameters: 22e6 }, "token_classification", "full"],
+    [{ family: "encoder", rows: "answers", numParameters: 22e6 }, "question_answering", "full"],
+    [{ family: "encoder", rows: "similarity", numParameters: 22e6 }, "embedding", "full"],
+    [{ method: "dora" }, "chat", "dora"],
+    [{ method: "freeze" }, "chat", "freeze"],
+    [{ family: "seq2seq", rows: "pair", method: "rslora" }, "seq2seq", "rslora"],
+    [{ tunedBy: "dora" }, "chat", "dora"],
+    [{ method: "prefix" }, "chat", "prefix"],
+    [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
+    [{ rows: "preference", tunedBy: "lora", tunedFor: "chat" }, "preference", "lora"],
+    [{ rows: "chat", tunedBy: "lora", tunedFor: "pretraining", method: "full" }, "chat", "full"],
+    [{ rows: "classification", tunedBy: "lora", tunedFor: "chat" }, "classification", "full"],
   ])("%j -> %s by %s", (change, task, method) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({ ok: true, value: { task, method } });
   });
+});
 
+describe("chooseWay refuses", () => {
   it.each<[Partial<Wanted>, string]>([
     [
       { family: "encoder" },
-      "m is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label).",
+      "m is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label) or rows of several labels (text and labels) or scored texts (text and score), among others.",
     ],
     [
       { family: "seq2seq", rows: "classification" },
@@ -70,11 +97,31 @@ describe("chooseWay", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora" or "full".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze", "prompt" or "prefix".',
     ],
     [
-      { method: "full", tunedBy: "lora" },
-      'm is a LoRA adapter: it can only be gone on from with the method "lora". Use "lora", or begin from its base model.',
+      { rows: "classification", method: "prompt" },
+      'The method "prompt" cannot do the task "classification" with m. Virtual tokens are read before a text that a decoder goes on with. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze" or "head".',
+    ],
+    [
+      { method: "qlora" },
+      'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+    ],
+    [
+      { method: "lora", tunedBy: "dora" },
+      'm is an adapter made with the method "dora": it can only be gone on from with the same. Use "dora", or begin from its base model.',
+    ],
+    [
+      { rows: "classification", method: "lora", tunedBy: "lora", tunedFor: "chat" },
+      'm is an adapter without the output that the task "classification" needs, and an adapter that is gone on from keeps its parts. Use the method "full", which folds it into its base first, or begin from its base model.',
+    ],
+    [
+      { rows: "classification", tunedBy: "prefix", tunedFor: "chat" },
+      'm is virtual tokens before a text, and the task "classification" needs a new output. Begin from its base model.',
+    ],
+    [
+      { tunedBy: "full", tunedFor: "classification" },
+      'm was tuned for the task "classification" and has no output for "chat". Begin from its base model, or give a file for "classification".',
     ],
   ])("%j is refused", (change, message) => {
     expect(chooseWay({ ...wanted, ...change })).toMatchObject({
@@ -84,19 +131,67 @@ describe("chooseWay", () => {
   });
 });
 
+describe("the matrix", () => {
+  const families = familySchema.options;
+  const every = families.flatMap((family) =>
+    rowKindSchema.options.flatMap((rows) =>
+      taskSchema.options.flatMap((task) => methodSchema.options.map((method) => ({ family, rows, task, method }))),
+    ),
+  );
+  const choose = (one: Partial<Wanted>) =>
+    chooseWay({
+      model: "m",
+      family: "decoder",
+      numParameters: 1e9,
+      rows: "chat",
+      task: null,
+      method: null,
+      tunedFor: null,
+      tunedBy: null,
+      ...one,
+    });
+  it("says what is accepted, all of it and nothing else", () => {
+    const accepted = every
+      .filter((one) => choose(one).ok)
+      .map(({ family, task, method }) => `${family} ${task} ${method}`);
+    const stated = matrix.flatMap(({ family, task, methods }) =>
+      methods.map((method) => `${family} ${task} ${method}`),
+    );
+    expect(new Set(accepted)).toEqual(new Set(stated));
+  });
+
+  it("each refusal names something that works instead", () => {
+    for (const one of every) {
+      const chosen = choose(one);
+      if (chosen.ok) continue;
+      const { message } = chosen.refusal;
+      const named = [...message.slice(message.indexOf(" Use ")).matchAll(/"(\w+)"/g)].map(([, name]) => name);
+      const works = named.filter(
+        (name) =>
+          choose({ ...one, method: name as Method }).ok || choose({ ...one, method: null, task: name as Task }).ok,
+      );
+      expect(works.length > 0 || / (Use|give) .*(a|an) (decoder|encoder|file of)/.test(message), message).toBe(true);
+    }
+  });
+});
+
 describe("labelSet", () => {
   const training = { spam: 20, ham: 30 };
   it("orders by number when all are numbers, else by character codes", () => {
-    expect(labelSet({ training: { "10": 9, "9": 9, "2": 9 }, validation: null, inherited: null })).toMatchObject({
+    expect(
+      labelSet({ training: { "10": 9, "9": 9, "2": 9 }, validation: null, inherited: null, task: "classification" }),
+    ).toMatchObject({
       value: { labels: ["2", "9", "10"], warnings: [] },
     });
-    expect(labelSet({ training, validation: { ham: 1 }, inherited: null })).toMatchObject({
+    expect(labelSet({ training, validation: { ham: 1 }, inherited: null, task: "classification" })).toMatchObject({
       value: { labels: ["ham", "spam"] },
     });
   });
 
   it("warns of rare classes", () => {
-    expect(labelSet({ training: { ...training, rare: 2 }, validation: null, inherited: null })).toMatchObject({
+    expect(
+      labelSet({ training: { ...training, rare: 2 }, validation: null, inherited: null, task: "classification" }),
+    ).toMatchObject({
       value: {
         warnings: [
           '1 of 3 classes have fewer than 8 rows and will be learnt badly: "rare" (2). Add rows, or merge classes.',
@@ -119,7 +214,7 @@ describe("labelSet", () => {
       'The training file has the label "other", which the tuned model does not know: expected only "ham", "spam". Begin from the base model, or rename the label.',
     ],
   ])("%j is refused", (input, message) => {
-    expect(labelSet(input)).toMatchObject({ ok: false, refusal: { message } });
+    expect(labelSet({ ...input, task: "classification" })).toMatchObject({ ok: false, refusal: { message } });
   });
 });
 
@@ -130,12 +225,45 @@ describe("resolveHyperparameters", () => {
     method: "lora",
     numParameters: 135e6,
     contextLength: 8192,
+    numLayers: 30,
     numRows: 600,
     longestRow: 200,
     hasValidation: true,
     adapter: null,
+    labels: {},
+    scores: null,
     rowsThatFit: () => 64,
   };
+
+  const chosen = (change: Partial<Situation>, name: string) => {
+    const resolved = resolveHyperparameters({}, { ...situation, ...change });
+    return resolved.ok ? resolved.value.choices.find((choice) => choice.name === name) : resolved;
+  };
+
+  it.each([
+    [
+      { ham: 110, spam: 10 },
+      "balanced",
+      '"ham" has 110 rows, "spam" 10: without weights the rare class would hardly be learnt',
+    ],
+    [{ ham: 100, spam: 10 }, "none", '"ham" has 100 rows, "spam" 10: at most 10 to 1 apart'],
+  ])("weighs the classes of %j: %s", (labels, value, reason) => {
+    expect(chosen({ task: "classification", labels }, "class_weights")).toMatchObject({ value, reason });
+  });
+
+  it("standardises scores", () => {
+    const change: Partial<Situation> = { task: "regression", scores: { mean: 50, std: 8 } };
+    expect(chosen(change, "target_mean")).toMatchObject({ value: 50 });
+    expect(chosen(change, "target_std")).toMatchObject({ value: 8 });
+    expect(chosen({}, "target_std")).toMatchObject({ value: 1, reason: "not used by this method" });
+  });
+
+  it("refuses to balance what has no classes", () => {
+    expect(resolveHyperparameters({ class_weights: "balanced" }, situation)).toMatchObject({
+      ok: false,
+      refusal: { code: "value_out_of_range", param: "hyperparameters.class_weights" },
+    });
+  });
 
   it("chooses everything, each with a reason", () => {
     const resolved = resolveHyperparameters({}, situation);
@@ -200,6 +328,11 @@ describe("resolveHyperparameters", () => {
       "max_length is 9000, but the model reads at most 8192 tokens. Use at most 8192, or leave it out.",
     ],
     [
+      { trainable_layers: 0 },
+      "hyperparameters.trainable_layers",
+      "trainable_layers is 0: expected a whole number from 1 to 1000. Typical: 1 to 4.",
+    ],
+    [
       { learning_rate_multiplier: 1000 },
       "hyperparameters.learning_rate_multiplier",
       "learning_rate_multiplier 1000 makes the learning rate 0.5: expected at most 0.1. Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.",
@@ -211,18 +344,32 @@ describe("resolveHyperparameters", () => {
     });
   });
 
+  it("a freeze that leaves nothing frozen is refused", () => {
+    const frozen = { ...situation, method: "freeze" as const };
+    expect(resolveHyperparameters({}, frozen)).toMatchObject({ ok: true, value: { values: { trainable_layers: 2 } } });
+    expect(resolveHyperparameters({ trainable_layers: 30 }, frozen)).toMatchObject({
+      ok: false,
+      refusal: { code: "value_out_of_range", param: "hyperparameters.trainable_layers" },
+    });
+  });
+
   it("always ends within the bounds of the contract", () =>
     fc.assert(
       fc.property(
         fc.record({
           family: fc.constantFrom("decoder" as const, "encoder" as const, "seq2seq" as const),
-          task: fc.constantFrom("chat" as const, "classification" as const, "seq2seq" as const),
-          method: fc.constantFrom("full" as const, "lora" as const, "head" as const),
+          task: fc.constantFrom(...taskSchema.options),
+          method: fc.constantFrom(...methodSchema.options),
           numParameters: fc.integer({ min: 1, max: 1e12 }),
           contextLength: fc.integer({ min: 8, max: 131072 }),
+          numLayers: fc.integer({ min: 2, max: 200 }),
           numRows: fc.integer({ min: 1, max: 1e7 }),
           longestRow: fc.integer({ min: 0, max: 1e7 }),
           hasValidation: fc.boolean(),
+          labels: fc.dictionary(fc.string(), fc.integer({ min: 0, max: 1e6 })),
+          scores: fc.option(
+            fc.record({ mean: fc.constantFrom(-1e30, 0, 1e30), std: fc.constantFrom(1e-300, 1, 1e30) }),
+          ),
           fit: fc.integer({ min: 0, max: 1e6 }),
         }),
         ({ fit, ...rest }) => {
@@ -242,6 +389,16 @@ describe("estimates", () => {
     expect(memoryBytes(smollm, { ...load, method: "full" })).toBeGreaterThan(base);
     expect(memoryBytes(smollm, { ...load, generates: false })).toBeLessThan(base);
     expect(memoryBytes(smollm, { ...load, method: "head", generates: false })).toBeLessThan(base);
+  });
+
+  it("counts the trained layers alone for freeze", () => {
+    const freeze = (trainableLayers: number): number =>
+      memoryBytes(smollm, { ...load, method: "freeze", trainableLayers });
+    expect(freeze(2)).toBeGreaterThan(freeze(1));
+    expect(freeze(29)).toBeLessThan(memoryBytes(smollm, { ...load, method: "full" }));
+    const work = { tokens: 1000, epochs: 1, family: "decoder" as const };
+    const operations = operationsOf(smollm, { ...work, method: "freeze", trainableLayers: 15 });
+    expect(operations).toBe(operationsOf(smollm, { ...work, method: "lora" }));
   });
 
   it("counts 16 bytes a parameter for full and 4 for the frozen body of an adapter", () => {

@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { CanonicalRow } from "@fettle/contract";
 import { describe, expect, it } from "vitest";
 import { readHeldOut } from "../../src/app/held-out.js";
 import { buildTrainSpec } from "../../src/app/train-spec.js";
@@ -52,6 +53,31 @@ describe("validateRun", () => {
       const { data } = await buildTrainSpec(deps, { ...run(), attempt }, { numThreads: 1, checkpointSeconds: 60 });
       expect(data.validation_path).toBe(expected === null ? null : deps.blobs.localPath(expected));
     }
+  });
+
+  it("decides a run of each further task, with its labels and its scores", async () => {
+    const of = async (kind: "multilabel" | "score" | "entities" | "similarity", fields: (n: number) => object) => {
+      const rows = Array.from({ length: 40 }, (_, n) => ({ line: n + 1, ...fields(n) }) as CanonicalRow);
+      const mini = { model: "mini", baseModel: "mini", family: "encoder" as const };
+      const { validate, run } = await world({ rows, kind, run: mini });
+      expect(await validate()).toBe("queued");
+      return run();
+    };
+    expect(await of("multilabel", (n) => ({ text: `t ${n}`, labels: n % 2 ? ["b", "a"] : ["a"] }))).toMatchObject({
+      task: "multilabel_classification",
+      labels: ["a", "b"],
+    });
+    const scored = await of("score", (n) => ({ text: `t ${n}`, score: n % 2 ? 10 : 30 }));
+    expect(scored).toMatchObject({ task: "regression", labels: null });
+    expect(scored.hyperparameters?.target_mean).toBeCloseTo(20, -1);
+    expect(scored.hyperparameters?.target_std).toBeCloseTo(10, -1);
+    expect(
+      await of("entities", (n) => ({ text: `t ${n}`, entities: [{ start: 0, end: 1, label: "x" }] })),
+    ).toMatchObject({ task: "token_classification", labels: ["x"] });
+    expect(await of("similarity", (n) => ({ anchor: `a ${n}`, positive: `p ${n}` }))).toMatchObject({
+      task: "embedding",
+      hyperparameters: { per_device_train_batch_size: 16 },
+    });
   });
 
   it("chooses for preferences what keeps the reference sharp, and says why", async () => {
@@ -165,7 +191,7 @@ describe("validateRun", () => {
       { run: { model: "mini", baseModel: "mini", family: "encoder" } },
       "incompatible_method",
       "model",
-      'mini is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label). The model "smol" can use this file.',
+      'mini is an encoder, which cannot learn from chat rows (messages). Use a decoder for these rows, or give a file of classification rows (text and label) or rows of several labels (text and labels) or scored texts (text and score), among others. The model "smol" can use this file.',
     ],
     [
       "a model too large, when the method is to blame",

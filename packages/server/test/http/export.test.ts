@@ -106,6 +106,28 @@ test.each([
   expect(world.exporter.writes).toEqual([]);
 });
 
+test.each(["prompt", "prefix"] as const)(
+  "virtual tokens (%s) leave as they are, and in no other way",
+  async (method) => {
+    const virtual = await tunedRun(world, { method });
+    const files = { "adapter_model.safetensors": "weights of the end", "fettle.json": "{}" };
+    expect(await exported(await request(virtual.model))).toEqual(files);
+    for (const [query, param] of [
+      ["merged=true", "merged"],
+      ["format=merged", "format"],
+      ["format=gguf", "format"],
+    ]) {
+      const answer = await world.send("GET", `/api/models/${encodeURIComponent(virtual.model)}/export?${query}`);
+      expect([answer.status, answer.json.error.code, answer.json.error.param]).toEqual([
+        400,
+        "export_not_possible",
+        param,
+      ]);
+    }
+    expect(world.exporter.writes).toEqual([]);
+  },
+);
+
 test.each([
   ["a base model", "minilm", "", 400, "invalid_request"],
   ["an unknown model", "ft:minilm:default::nope", "", 404, "model_not_found"],

@@ -356,6 +356,11 @@ test("classify gives every label with its probability", async () => {
     usage: { prompt_tokens: 6 },
   });
   expect((await send({ model: "minilm" })).json.error).toMatchObject({ code: "unsupported_parameter", param: "model" });
+  world.inference.classified = [];
+  await send({ input: { text: "It rains.", text_pair: "It is wet." } });
+  await send({ input: ["a", { text: "b" }] });
+  expect(world.inference.classified).toEqual([[{ text: "It rains.", second: "It is wet." }], ["a", "b"]]);
+  expect((await send({ input: { text_pair: "b" } })).status).toBe(400);
 });
 
 test("models: listed, found by %2F, by a raw slash and with colons, deleted only when tuned", async () => {

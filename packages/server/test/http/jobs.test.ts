@@ -1,3 +1,4 @@
+import { taskSchema } from "@fettle/contract";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { createWorld, type Json, type World } from "./world.js";
 
@@ -64,7 +65,7 @@ test("metadata can set task and method for clients that can send nothing else", 
   const note = await create({ metadata: { task: "ticket-17" } });
   const events = await world.send("GET", `${jobs}/${note.json.id}/events`);
   expect(events.json.data.map((event: Json) => event.message)).toContain(
-    'metadata.task is "ticket-17": not one of chat, classification, seq2seq, preference, pretraining, so it was kept as a note only.',
+    `metadata.task is "ticket-17": not one of ${taskSchema.options.join(", ")}, so it was kept as a note only.`,
   );
 });
 

@@ -2,13 +2,14 @@
  * The real app over the real store and real files; models and catalogue are small fakes of their ports.
  * Every JSON answer is checked against the schema its route documents, so each test is a contract test too.
  */
-import { errorBodySchema } from "@fettle/contract";
+import { errorBodySchema, type Prediction } from "@fettle/contract";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AppDeps } from "../../src/app/deps.js";
 import { createKey } from "../../src/app/keys.js";
 import type {
+  AskedText,
   Background,
   BaseModel,
   Catalogue,
@@ -222,6 +223,9 @@ export class FakeInference implements Inference {
   ];
   requests: { target: InferenceTarget; request: Parameters<Inference["generate"]>[1] }[] = [];
   embedded: (string | number[])[][] = [];
+  asked: AskedText[][] = [];
+  classified: (string | AskedText)[][] = [];
+  prediction: Prediction = { score: 2.5 };
   running = 0;
   /** When set, generation waits for it after the first delta. */
   hold: Promise<void> | null = null;
@@ -258,8 +262,14 @@ export class FakeInference implements Inference {
     }
   }
 
-  async classify(_target: InferenceTarget, texts: string[]): ReturnType<Inference["classify"]> {
+  async classify(_target: InferenceTarget, texts: (string | AskedText)[]): ReturnType<Inference["classify"]> {
+    this.classified.push(texts);
     return { scores: texts.map(() => this.labels), numTokens: texts.length * 3 };
+  }
+
+  async predict(_target: InferenceTarget, inputs: AskedText[]): ReturnType<Inference["predict"]> {
+    this.asked.push(inputs);
+    return { predictions: inputs.map(() => this.prediction), numTokens: inputs.length * 4 };
   }
 
   async embed(_target: InferenceTarget, inputs: (string | number[])[]): ReturnType<Inference["embed"]> {

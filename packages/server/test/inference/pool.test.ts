@@ -20,6 +20,7 @@ const target = (name: string, as: Pick<InferenceTarget, "family" | "task">, adap
 const decoder = target("llama", { family: "decoder", task: "chat" });
 const encoder = target("bert", { family: "encoder", task: "embed" });
 const classifier = target("bert", { family: "encoder", task: "classification" }, "bert-adapter-0");
+const scorer = target("bert", { family: "encoder", task: "regression" }, "bert-scorer");
 /** Text that no answer reaches the end of: the end token is banned. */
 const endless = { ...greedy, maxTokens: 400, logitBias: { "3": -100 } };
 
@@ -97,8 +98,15 @@ describe("the pool", () => {
     inferencePortSuite(async () => {
       ours = makePool({ maxQueue: 3 }).pool;
       pools.splice(0);
-      return { inference: ours, decoder, encoder, classifier, maxQueue: 3 };
+      return { inference: ours, decoder, encoder, classifier, scorer, maxQueue: 3 };
     });
+  });
+
+  it("refuses to predict with a model that classifies, and says why", { timeout: 120_000 }, async () => {
+    const { pool } = makePool();
+    const error = await refusal(pool.predict(classifier, [{ text: "hello" }], never()));
+    expect(error.code).toBe("unsupported_parameter");
+    expect(error.message).toContain("its task is classification");
   });
 
   it("outlives a killed process: its answers fail loudly, the next request starts another", {

@@ -9,6 +9,8 @@ export interface PortUnderTest {
   decoder: InferenceTarget;
   /** Classifies with the labels ham and spam. */
   classifier: InferenceTarget;
+  /** Gives a text a number. */
+  scorer: InferenceTarget;
   encoder: InferenceTarget;
   /** Requests a target may have open. */
   maxQueue: number;
@@ -187,6 +189,17 @@ export function inferencePortSuite(make: () => Promise<PortUnderTest>): void {
       );
       expect(error.code).toBe("unsupported_parameter");
       expect(error.message).toContain("no classification head");
+    });
+  });
+
+  describe("predict", () => {
+    it("gives an input a number, the same for the same input, and another with a second text", async () => {
+      const inputs = [{ text: "hello" }, { text: "hello", second: "my parcel" }, { text: "hello" }];
+      const { predictions, numTokens } = await port.inference.predict(port.scorer, inputs, never());
+      const [alone, both, again] = predictions.map((one) => ("score" in one ? one.score : Number.NaN));
+      expect(alone).toBeCloseTo(again!, 3);
+      expect(Math.abs(alone! - both!)).toBeGreaterThan(1e-4);
+      expect(numTokens).toBeGreaterThan(3);
     });
   });
 

@@ -12,6 +12,7 @@ describe("scripted inference", () => {
     decoder,
     encoder,
     classifier,
+    scorer: { ...encoder, adapterPath: "/runs/2/artefact", task: "regression" },
     maxQueue: 3,
   }));
 

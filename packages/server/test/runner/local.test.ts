@@ -50,6 +50,7 @@ const spec = (attempt = 1): TrainSpec => ({
     device: "auto",
     dtype: "auto",
     num_threads: 2,
+    parallelism: "ddp",
     checkpoint_seconds: 60,
     checkpoint_steps: 0,
     keep_checkpoints: 3,

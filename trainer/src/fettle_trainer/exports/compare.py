@@ -156,7 +156,7 @@ def _read_gguf(folder: Path, base: Path) -> Loaded:
         family="decoder",
         head_modules=(),
         packed=False,
-        lora=None,
+        adapter=None,
         max_length=0,
         pad_id=0,
         start_id=0,

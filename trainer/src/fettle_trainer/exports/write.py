@@ -15,7 +15,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from ..adapters import merge_lora
+from .. import adapter_kinds
+from ..adapters import LoraSettings
 from ..artefact import load_artefact, save_model, write_json, written_whole
 from ..collate import Collator
 from ..failure import TrainFailure
@@ -120,8 +121,8 @@ class _Export:
         request = self._request
         self._tell("asking the tuned model")
         before = self._score(self._loaded)
-        if self._loaded.lora is not None and request.form != "safetensors":
-            merge_lora(self._loaded.model)
+        if self._loaded.adapter is not None and request.form != "safetensors":
+            adapter_kinds.merge(self._loaded.model, self._loaded.adapter)
         if request.prune:
             self._prune()
         with written_whole(request.out) as partial:
@@ -157,7 +158,7 @@ class _Export:
                 shutil.copytree(request.source, folder, dirs_exist_ok=True)
             case "merged":
                 save_model(loaded.model, loaded.prompts.raw, folder)
-                method = "merged" if loaded.lora is not None else self._facts["method"]
+                method = "merged" if loaded.adapter is not None else self._facts["method"]
                 write_json(folder / "fettle.json", {**self._facts, "method": method})
             case "gguf":
                 self._write_gguf(folder)
@@ -208,12 +209,15 @@ class _Export:
             probe = Path(temporary) / "probe.safetensors"
             write_probe(probe, self._sample, self._collate, before, expected)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
-        is_served = self._task == "chat" and request.form in ("safetensors", "merged")
-        is_adapter = request.form == "safetensors" and loaded.lora is not None
+        adapter = loaded.adapter if request.form == "safetensors" else None
+        lora = adapter if isinstance(adapter, LoraSettings) and not adapter.dora else None
+        # vLLM takes no other adapters than those; merged, they are models like any other.
+        is_known = adapter is None or lora is not None
+        is_served = self._task == "chat" and request.form in ("safetensors", "merged") and is_known
         vllm = vllm_command(
             name=request.name,
             base_name=str(self._facts["base_model"]),
-            rank=loaded.lora.r if loaded.lora is not None and is_adapter else None,
+            rank=None if lora is None else lora.r,
         )
         return {
             "version": 1,

@@ -4,9 +4,11 @@ nothing kept for a backward pass that nobody needs."""
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapters import lora_layers
-from ..packing import how_unlike, packed_answers, padded_answers, pair_answers, switch
+from ..collate import Batch
+from ..packing import filler, how_unlike, packed_answers, padded_answers, pair_answers, switch
 from . import decoder, embedding, encoder, t5
 from .embedding import Embedding
 from .projection import Projection
@@ -20,8 +22,20 @@ class Kernels:
 
     def __init__(self, model: Any, parts: list[Projection | Embedding], head: Projection | None) -> None:
         self._model = model
+        self._kind = next(kind for kind in _ANSWERS if kind.fits(model))
         self._parts = parts if head is None else [*parts, head]
         self.head = head
+
+    def reads(self, batch: Batch) -> Tensor | None:
+        """For `segments`: the tokens whose answers the task reads, when that is not all of them. They come
+        first in what the model answers, in that order; more may follow."""
+        if self._kind is decoder:
+            places = batch.gather_N
+            return torch.cat([places, places.new_zeros(filler(len(places)))])
+        if self._kind is encoder and encoder.reads_first_tokens(self._model):
+            lengths = torch.tensor(batch.row_lengths)
+            return lengths.cumsum(0) - lengths
+        return None
 
     def refresh(self) -> None:
         """To be called when weights have changed, before the next forward pass: gradients begin anew."""
@@ -38,10 +52,12 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
     kind = next((kind for kind in _ANSWERS if kind.fits(model)), None)
     if kind is None:
         return None, f"there are no fused layers for {model.config.model_type}"
-    if model.device.type != "cpu":
-        return None, "the fused layers are for CPUs"
+    if model.device.type != "cpu" and kind is not decoder:
+        return None, f"the fused layers for {model.config.model_type} are for CPUs"
     if any(layer.dropout for _, layer in lora_layers(model)):
         return None, "the fused layers know no dropout inside an adapter: lora_dropout 0 is faster"
+    if any(layer.magnitude is not None for _, layer in lora_layers(model)):
+        return None, "the fused layers know no DoRA, which rescales whole weights"
     before = model.config._attn_implementation
     parts: list[Projection | Embedding] = []
 

@@ -7,15 +7,12 @@ al. 2017, equation 1), with query heads that share a key head in one product. A 
 blocks of queries, and no block looks at keys after its last query. Weights are kept for the backward pass;
 rows longer than `LONGEST_PLAIN` go to PyTorch's flash attention (attention_long.py), which keeps none.
 
-Rows of one length side by side share their products.
-
 Legend: T tokens of all rows, H query heads, K key heads, G = H / K, L tokens of one row, D head width.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -23,95 +20,10 @@ from torch import Tensor
 
 from .attention_long import flash, flash_backward
 from .heads import Heads, Part
+from .layout import LONGEST_PLAIN, Layout
 
 QUERIES_AT_ONCE = 160
-LONGEST_PLAIN = 1024
-SHORT = 128
-
-Lengths = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Rows of one size that lie side by side: one product for all of them."""
-
-    count: int
-    length: int
-    key_length: int
-
-
-def _runs(lengths: Lengths, key_lengths: Lengths) -> list[Run]:
-    runs: list[Run] = []
-    for (length, key_length), rows in groupby(zip(lengths, key_lengths, strict=True)):
-        count = sum(1 for _ in rows)
-        # A long row alone is work enough, and its weights are much to hold.
-        runs += [Run(1, length, key_length)] * count if length > SHORT else [Run(count, length, key_length)]
-    return runs
-
-
-class Layout:
-    """Where the head rows of a micro-batch go, so that each row's queries, keys and values lie together.
-
-    Query rows: K x (L G) x D for each row in turn, then keys, then values, K x L x D each. `order` says
-    from where each comes; `turn` are the tables (cos and sin) that queries and keys are turned by."""
-
-    def __init__(self, lengths: Lengths, key_lengths: Lengths, heads: Heads, *, joined: bool) -> None:
-        self.tokens, self.key_lengths, self._heads = sum(lengths), key_lengths, heads
-        self.runs = _runs(lengths, key_lengths)
-        self.query_rows = queries = _order(lengths, heads.key, heads.group)
-        keys = _order(key_lengths, heads.key, 1)
-        if joined:
-            per_token = heads.query + 2 * heads.key
-            queries = queries // heads.query * per_token + queries % heads.query
-            keys = keys // heads.key * per_token + keys % heads.key + heads.query
-        else:
-            keys = len(queries) + keys // heads.key * (2 * heads.key) + keys % heads.key
-        self.order = torch.cat([queries, keys, keys + heads.key])
-        self.inverse = _inverse(self.order)
-        self.query_inverse = _inverse(self.query_rows)
-        self.sizes = [len(queries), len(keys), len(keys)]
-        self.turn: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def of_self(cls, lengths: Lengths, heads: Heads) -> "Layout":
-        """Tokens T, each with its query, key and value heads side by side."""
-        return cls(lengths, lengths, heads, joined=True)
-
-    @classmethod
-    def of_other(cls, lengths: Lengths, key_lengths: Lengths, heads: Heads) -> "Layout":
-        """All query heads of the asking rows, then key and value heads side by side of the rows asked."""
-        return cls(lengths, key_lengths, heads, joined=False)
-
-    def turned(self, cos_TD: Tensor, sin_TD: Tensor, dtype: torch.dtype) -> "Layout":
-        """Rotary positions; the score's scale is folded into the tables of the queries."""
-        heads, half = self._heads, cos_TD.shape[1] // 2
-        sin_TD = torch.cat([-sin_TD[:, :half], sin_TD[:, half:]], dim=-1)
-        queries = self.query_rows // heads.query
-        places = torch.cat([queries, _order(self.key_lengths, heads.key, 1) // heads.key])
-        tables = [table.float().index_select(0, places) for table in (cos_TD, sin_TD)]
-        for table in tables:
-            table[: len(queries)] *= heads.scale
-        self.turn = (tables[0].to(dtype), tables[1].to(dtype))
-        return self
-
-
-def _order(lengths: Lengths, keys: int, group: int) -> Tensor:
-    """Head rows (token * heads + head), key head by key head within a row of tokens."""
-    parts: list[Tensor] = []
-    start = 0
-    for length in lengths:
-        token = torch.arange(start, start + length)[None, :, None]
-        key = torch.arange(keys)[:, None, None]
-        member = torch.arange(group)[None, None, :]
-        parts.append((token * (keys * group) + key * group + member).flatten())
-        start += length
-    return torch.cat(parts)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    return inverse
+_FEW_KEYS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +70,8 @@ class _Plan:
 
     layout: Layout
     heads: Heads
-    # H x L x L of the longest row, laid over the scores of each, cut to its size: learned positions, a mask.
+    # H x L x L for the layout's longest, laid over the scores of each, cut to its size: learned
+    # positions, a mask.
     bias: Tensor | None
 
     def parts(self, rows: Tensor) -> Iterator[Part]:
@@ -174,6 +87,7 @@ class _Plan:
                 keys[key_rows].view(batch, run.key_length, heads.width),
                 values[key_rows].view(batch, run.key_length, heads.width),
                 heads.group,
+                run.mask,
             )
             start, key_start = end, key_end
 
@@ -188,10 +102,12 @@ class _Plan:
     def is_long(self, part: Part) -> bool:
         return part.length > LONGEST_PLAIN and self.heads.causal and self.bias is None
 
-    def added(self, block: Block, dtype: torch.dtype) -> Tensor | None:
+    def added(self, part: Part, block: Block, dtype: torch.dtype) -> list[Tensor]:
+        found = [] if part.mask is None else [part.mask.to(dtype)]
         if self.bias is not None:
-            return self.bias[:, block.first : block.last, block.low : block.high]
-        return _mask(block.from_zero(), self.heads, dtype) if self.heads.causal else None
+            found.append(self.bias[:, block.first : block.last, block.low : block.high])
+        mask = _mask(block.from_zero(), self.heads, dtype) if self.heads.causal else None
+        return found if mask is None else [*found, mask]
 
 
 class _Attention(torch.autograd.Function):
@@ -221,6 +137,7 @@ class _Attention(torch.autograd.Function):
         layout, heads = plan.layout, plan.heads
         rows, *kept = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         grad_out = gradients[0].reshape(-1, heads.width).index_select(0, layout.query_rows)
+        grad_out.index_fill_(0, layout.unread, 0)
         grad_rows = torch.empty_like(rows)
         grad_bias = torch.zeros_like(plan.bias) if plan.bias is not None and ctx.needs_input_grad[1] else None
         back = _Back(plan, iter(kept), grad_bias)
@@ -247,16 +164,22 @@ def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
     for block in _blocks(part, heads):
         asked = slice(block.first * heads.group, block.last * heads.group)
         scores = torch.bmm(part.query[:, asked], part.key[:, block.low : block.high].transpose(1, 2))
-        added = plan.added(block, scores.dtype)
-        if added is not None:
+        for added in plan.added(part, block, scores.dtype):
             scores.view(-1, heads.key, *scores.shape[1:]).add_(added)
-        weight = torch.softmax(scores, dim=-1)
+        weight = _softmax(scores)
         kept.append(weight)
         if heads.dropout:
             kept.append(_dropout_mask(weight, heads.dropout))
             weight = weight * kept[-1]
         target[:, asked] = torch.bmm(weight, part.value[:, block.low : block.high])
     return kept
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """PyTorch's softmax over few keys takes half the time when it writes fp32."""
+    if scores.shape[-1] > _FEW_KEYS:
+        return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
 def _dropout_mask(weight: Tensor, dropout: float) -> Tensor:
@@ -307,8 +230,8 @@ class _Back:
 def attend(sources: Sequence[Tensor], layout: Layout, heads: Heads, *, bias: Tensor | None = None) -> Tensor:
     """To T x H D. `sources`: one T x (H + 2 K) D, queries, keys and values side by side, when rows look at
     themselves; queries T x H D, then keys and values side by side, when they look at other rows. `bias`: H
-    x L x L of the longest row in the type of the sources, laid over each row's scores, for heads without
-    groups."""
+    x L x L for the layout's longest, in the type of the sources, laid over each row's scores, for heads
+    without groups."""
     rows = [source.reshape(-1, heads.width) for source in sources]
     source = rows[0] if len(rows) == 1 else torch.cat(rows)
     # apply() is untyped in torch's stubs.

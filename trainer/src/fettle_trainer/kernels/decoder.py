@@ -8,37 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..packing import current_lengths
-from .attention import Layout, attend
+from ..packing import current_lengths, current_reads
+from .attention import attend
 from .gate import swiglu
 from .heads import Heads
+from .layout import Layout
 from .norm import Norm
 from .projection import Projection, has_plain_head
+from .varlen import Starts, attend_varlen
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Rotation:
-    """The layout of the micro-batch at hand, made once and read by all its layers."""
+    """The rows of the micro-batch at hand, laid out once and read by all its layers."""
 
     def __init__(self, heads: Heads, dtype: torch.dtype) -> None:
         self._heads, self.dtype = heads, dtype
         self._of: Tensor | None = None
-        self._layout: Layout | None = None
+        self._rows: Layout | Starts | None = None
 
-    def layout(self, turn: tuple[Tensor, Tensor]) -> Layout:
-        if self._layout is None or turn[0] is not self._of:
+    def attend(self, qkv: Tensor, turn: tuple[Tensor, Tensor], heads: Heads) -> Tensor:
+        """T x H D. `turn`: cosines and sines, 1 x T x D."""
+        if self._rows is None or turn[0] is not self._of:
             self._of = turn[0]
-            layout = Layout.of_self(current_lengths(), self._heads)
-            self._layout = layout.turned(turn[0][0], turn[1][0], self.dtype)
-        return self._layout
+            self._rows = self._laid_out((turn[0][0], turn[1][0]))
+        if isinstance(self._rows, Starts):
+            return attend_varlen(qkv, self._rows, heads)
+        return attend([qkv], self._rows, heads)
+
+    def _laid_out(self, turn: tuple[Tensor, Tensor]) -> Layout | Starts:
+        if turn[0].device.type == "cuda":
+            return Starts(current_lengths(), turn, self.dtype)
+        return Layout.of_self(current_lengths(), self._heads).turned(*turn, self.dtype)
 
 
 class _Layer:
     """Stands in for a layer's forward."""
 
-    def __init__(self, layer: Any, heads: Heads, rotation: Rotation) -> None:
+    def __init__(self, layer: Any, heads: Heads, rotation: Rotation, *, is_last: bool) -> None:
         dtype = rotation.dtype
+        self._is_last = is_last
         attention, mlp = layer.self_attn, layer.mlp
         self._rotation, self._heads = rotation, heads
         self._before = Norm(layer.input_layernorm, dtype)
@@ -54,10 +64,13 @@ class _Layer:
 
     def __call__(self, hidden_states: Tensor, *_: Any, **named: Any) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            layout = self._rotation.layout(named["position_embeddings"])
             x_TE = hidden_states[0].float()
             qkv = self._normed(self._query_key_value(self._before(x_TE)))
-            x_TE = x_TE + self._out(attend([qkv], layout, self._heads))
+            seen = self._rotation.attend(qkv, named["position_embeddings"], self._heads)
+            reads = current_reads() if self._is_last else None
+            if reads is not None:
+                x_TE, seen = x_TE.index_select(0, reads), seen.index_select(0, reads)
+            x_TE = x_TE + self._out(seen)
             between_TE = self._between(x_TE)
             x_TE = x_TE + self._down(swiglu(self._gate(between_TE), self._up(between_TE)))
             return x_TE[None]
@@ -105,7 +118,8 @@ def put_in(model: Any, dtype: torch.dtype) -> list[Projection]:
     base = model.base_model
     rotation = Rotation(heads_of(model.config, base.layers[0]), dtype)
     for layer in base.layers:
-        fast = _Layer(layer, heads_of(model.config, layer), rotation)
+        is_last = layer is base.layers[-1]
+        fast = _Layer(layer, heads_of(model.config, layer), rotation, is_last=is_last)
         projections += fast.projections
         layer.forward = fast
     last = Norm(base.norm, dtype)

@@ -17,9 +17,9 @@ from torch import Tensor
 from .projection import Projection
 
 # Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
-_BYTES_AT_ONCE = 50 << 20
+_BYTES_AT_ONCE = {"cpu": 50 << 20, "cuda": 1 << 30}
 # Gradients of logits that one product makes into the weight's, in the type of the products.
-_BYTES_KEPT = 200 << 20
+_BYTES_KEPT = {"cpu": 200 << 20, "cuda": 2 << 30}
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -64,18 +64,19 @@ class _HeadLoss(torch.autograd.Function):
 
 def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tuple[slice, list[slice]]]:
     """Groups of positions whose gradients are kept together, each cut into pieces."""
-    pieces = _pieces(num_targets, weight_VE.shape[0])
+    pieces = _pieces(num_targets, weight_VE)
     size = 1
     if keeps and pieces:
-        size = max(1, _BYTES_KEPT // (pieces[0].stop * weight_VE.shape[0] * weight_VE.element_size()))
+        bytes_of_piece = pieces[0].stop * weight_VE.shape[0] * weight_VE.element_size()
+        size = max(1, _BYTES_KEPT[weight_VE.device.type] // bytes_of_piece)
     for first in range(0, len(pieces), size):
         some = pieces[first : first + size]
         yield slice(some[0].start, some[-1].stop), some
 
 
-def _pieces(num_targets: int, vocab_size: int) -> list[slice]:
+def _pieces(num_targets: int, weight_VE: Tensor) -> list[slice]:
     """Of equal size but the last."""
-    most = max(32, _BYTES_AT_ONCE // (4 * vocab_size))
+    most = max(32, _BYTES_AT_ONCE[weight_VE.device.type] // (4 * weight_VE.shape[0]))
     size = -(-num_targets // max(1, -(-num_targets // most)))
     return [slice(start, min(num_targets, start + size)) for start in range(0, num_targets, max(1, size))]
 

@@ -24,12 +24,14 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """N rows of one length: queries (N K) x (L G) x D, keys and values (N K) x L x D."""
+    """N rows of one length: queries (N K) x (L G) x D, keys and values (N K) x L x D.
+    `mask`: N x 1 x 1 x L."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     group: int
+    mask: Tensor | None = None
 
     @property
     def length(self) -> int:

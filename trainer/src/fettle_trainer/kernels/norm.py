@@ -26,9 +26,14 @@ class _RmsNorm(torch.autograd.Function):
             grad_weight = (grad_TE * x_TE).mul_(inverse_T1).sum(dim=0)
         # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
         scaled_TE = grad_TE * weight_E
-        mean_T1 = torch.einsum("te,te->t", scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
+        mean_T1 = _dot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
         factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
         return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1), grad_weight, None, None
+
+
+def _dot(a_TE: Tensor, b_TE: Tensor) -> Tensor:
+    # einsum makes a batch of products of this, six times slower.
+    return cast("Tensor", cast("Any", torch.linalg).vecdot(a_TE, b_TE))
 
 
 class CentredNorm:

@@ -84,7 +84,8 @@ class Projection:
         weight = torch.cat([base.weight.to(self._dtype) for base in self._bases])
         bias = None
         if any(base.bias is not None for base in self._bases):
-            none = [torch.zeros(size, dtype=self._dtype) for size in self.sizes]
+            device = first.weight.device
+            none = [torch.zeros(size, dtype=self._dtype, device=device) for size in self.sizes]
             bias = torch.cat(
                 [
                     zero if base.bias is None else base.bias.to(self._dtype)

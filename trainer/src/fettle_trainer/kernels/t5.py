@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..packing import current_lengths, current_target_lengths
-from .attention import Layout, attend, with_dropout
-from .encoder import token_places
+from .attention import attend, with_dropout
+from .encoder import Rows
 from .heads import Heads
+from .layout import Layout
 from .norm import Norm
 from .projection import Projection
 
@@ -98,30 +99,30 @@ class _Stack:
     def __call__(self, *, input_ids: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
-        source_lengths = current_lengths()
-        lengths = current_target_lengths() if self._crosses else source_lengths
+        lengths = current_target_lengths() if self._crosses else current_lengths()
         with torch.autocast(input_ids.device.type, enabled=False):
-            places_T = token_places(lengths, input_ids.shape[1])
-            ids_T = input_ids.flatten().index_select(0, places_T)
-            source = None
-            if encoder_hidden_states is not None:
-                source = _tokens(encoder_hidden_states, source_lengths).to(self._dtype)
-            x_TE = self._run(ids_T, (lengths, source_lengths), source)
-            padded = x_TE.new_zeros(input_ids.numel(), x_TE.shape[1]).index_copy(0, places_T, x_TE)
+            rows = Rows(lengths, input_ids.shape[1])
+            ids_T = input_ids.flatten().index_select(0, rows.places_T)
+            source = None if encoder_hidden_states is None else self._source(encoder_hidden_states)
+            padded = rows.padded(self._run(ids_T, rows.lengths, source))
         return cast("Any", Output)(last_hidden_state=padded.view(*input_ids.shape, -1))
 
+    def _source(self, padded_BLE: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Tokens of the rows read, in the type of the products, and their lengths."""
+        rows = Rows(current_lengths(), padded_BLE.shape[1])
+        return padded_BLE.flatten(0, 1).index_select(0, rows.places_T).to(self._dtype), rows.lengths
+
     def _run(
-        self, ids_T: Tensor, both: tuple[tuple[int, ...], tuple[int, ...]], source: Tensor | None
+        self, ids_T: Tensor, lengths: tuple[int, ...], source: tuple[Tensor, tuple[int, ...]] | None
     ) -> Tensor:
-        lengths, source_lengths = both
         x_TE = self._stack.dropout(self._stack.embed_tokens(ids_T).float())
         layout = Layout.of_self(lengths, self._heads)
-        across = Layout.of_other(lengths, source_lengths, self._heads) if self._crosses else None
-        bias = self._bias(max(lengths))
+        across = None if source is None else Layout.of_other(*_paired(lengths, source[1]), self._heads)
+        bias = self._bias(layout.longest)
         for index, attention in enumerate(self._selves):
             x_TE = x_TE + attention(x_TE, layout, bias)
             if across is not None and source is not None:
-                x_TE = x_TE + self._crosses[index](x_TE, source, across)
+                x_TE = x_TE + self._crosses[index](x_TE, source[0], across)
             x_TE = x_TE + self._feeds[index](x_TE)
         return self._stack.dropout(self._last(x_TE))
 
@@ -134,8 +135,10 @@ class _Stack:
         return bias.to(self._dtype)
 
 
-def _tokens(padded_BLE: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    return padded_BLE.flatten(0, 1).index_select(0, token_places(lengths, padded_BLE.shape[1]))
+def _paired(lengths: tuple[int, ...], sources: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Either may end with a filler: it looks at nothing, or is looked at by nobody."""
+    longest = max(len(lengths), len(sources))
+    return (*lengths, *(0,) * (longest - len(lengths))), (*sources, *(0,) * (longest - len(sources)))
 
 
 def heads_of(attention: Any) -> Heads:

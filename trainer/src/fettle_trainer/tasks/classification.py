@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from ..loss import LossSum
 from ..messages import PromptError
 from ..tensor_files import integers
-from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
+from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
     from ..collate import Batch
@@ -19,6 +21,12 @@ class Classification(Objective):
     peft_task = "SEQ_CLS"
     reads = "rows"
     has_head = True
+
+    def __init__(self, weights: Sequence[float] = ()) -> None:
+        self._weights = torch.tensor(weights)
+
+    def tuned(self, settings: Settings, labels: Tensor) -> "Classification":
+        return Classification(balanced(labels) if settings.class_weights == "balanced" else ())
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         if labels is not None:
@@ -44,8 +52,36 @@ class Classification(Objective):
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         return num_rows
 
+    def num_losses(self, batch: "Batch") -> float:
+        if not len(self._weights):
+            return super().num_losses(batch)
+        return float(self._weights[batch.targets_N.cpu()].double().sum())
+
+    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+        if not len(self._weights):
+            return super().loss(logits_NV, batch, smoothing)
+        logits, targets = logits_NV.float(), batch.targets_N
+        weights = self._padded(logits.shape[1]).to(logits.device)
+        total = functional.cross_entropy(
+            logits, targets, weight=weights, reduction="sum", label_smoothing=smoothing
+        )
+        return LossSum(total, int((logits.argmax(dim=-1) == targets).sum()))
+
+    def _padded(self, num_classes: int) -> Tensor:
+        """Classes after the last that occurs have no row to weigh."""
+        return torch.cat([self._weights, self._weights.new_ones(num_classes - len(self._weights))])
+
     def scores(self) -> Scores:
         return _ClassScores()
+
+
+def balanced(labels: Tensor) -> list[float]:
+    """By class, so that every class weighs the same over all rows and rows weigh 1 on average; 1 for a class
+    without a row."""
+    counts = torch.bincount(labels).double()
+    occurring = int((counts > 0).sum())
+    weights = torch.where(counts > 0, len(labels) / (occurring * counts.clamp(min=1)), 1.0)
+    return [float(weight) for weight in weights]
 
 
 def name_outputs(config: Any, names: Sequence[str]) -> None:

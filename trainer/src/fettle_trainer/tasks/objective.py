@@ -21,8 +21,10 @@ from ..prompt import PromptEncoder
 if TYPE_CHECKING:
     from ..collate import Batch
 
-# "vocabulary": the output head at the gathered positions. "rows": one answer a sequence.
-Reads = Literal["vocabulary", "rows"]
+# "vocabulary": the output head at the gathered positions. "rows": one answer a sequence. "tokens": a small
+# head's answer at the gathered positions. "spans": as tokens, the scores of a start and of an end. "vectors":
+# one vector a sequence, pooled from its tokens.
+Reads = Literal["vocabulary", "rows", "tokens", "spans", "vectors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Settings(Protocol):
     """What a run may set of a task."""
 
     @property
+    def class_weights(self) -> str: ...
+    @property
+    def target_mean(self) -> float: ...
+    @property
+    def target_std(self) -> float: ...
+    @property
     def beta(self) -> float: ...
 
 
@@ -75,17 +83,19 @@ class Scores(ABC):
 
 class Objective(ABC):
     """`auto_class`: the class of transformers that has the output. `peft_task`: PEFT's name of the task.
-    `has_head`: the output is new for this task, trained and saved with an adapter. `needs_reference`: the
+    `has_head`: the output is new for this task, trained and saved with an adapter. `joint`: rows of a step
+    are answers to each other, so its loss is made of all of them at once (joint.py). `needs_reference`: the
     loss looks at what the starting model said of each row (`reference`)."""
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
     reads: ClassVar[Reads]
     has_head: ClassVar[bool]
+    joint: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
-    def tuned(self, settings: Settings) -> "Objective":
-        """As this run wants it."""
+    def tuned(self, settings: Settings, labels: Tensor) -> "Objective":
+        """As this run wants it; `labels` of all rows to train on."""
         return self
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
@@ -110,9 +120,17 @@ class Objective(ABC):
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         """Tokens, or rows, that are learnt; `aux` of all rows."""
 
-    def num_losses(self, batch: "Batch") -> int:
-        """What the loss of a batch is a sum of."""
+    def num_losses(self, batch: "Batch") -> float:
+        """What the loss of a batch is a sum of: the caller divides by it."""
         return batch.targets_N.numel()
+
+    def num_answers(self, batch: "Batch") -> int:
+        """What `LossSum.num_correct` is a part of."""
+        return len(batch.targets_N)
+
+    def row_of(self, batch: "Batch") -> Tensor:
+        """Of a joint objective: which row each sequence belongs to, from 0."""
+        raise NotImplementedError
 
     def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
         """B x K: what is kept of the starting model's answers to the rows of a batch."""
@@ -122,7 +140,8 @@ class Objective(ABC):
     def scores(self) -> Scores: ...
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
-        """Summed; the caller divides by `num_losses` of its window. May destroy the logits."""
+        """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the
+        logits."""
         return summed_cross_entropy(logits_NV, batch.targets_N, smoothing)
 
 

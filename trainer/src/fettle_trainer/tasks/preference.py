@@ -37,7 +37,7 @@ class Preference(Objective):
     def __init__(self, beta: float = 0.1) -> None:
         self.beta = beta
 
-    def tuned(self, settings: Settings) -> "Preference":
+    def tuned(self, settings: Settings, labels: Tensor) -> "Preference":
         return Preference(settings.beta)
 
     def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
@@ -54,7 +54,10 @@ class Preference(Objective):
     def num_targets(self, num_rows: int, aux: Tensor) -> int:
         return int(aux.sum())
 
-    def num_losses(self, batch: "Batch") -> int:
+    def num_losses(self, batch: "Batch") -> float:
+        return len(batch.rows)
+
+    def num_answers(self, batch: "Batch") -> int:
         return len(batch.rows)
 
     def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:

@@ -1,7 +1,4 @@
 import {
-  type ClassifyResult,
-  classifyRequestSchema,
-  classifyResultSchema,
   exportErrorName,
   exportMergedHeader,
   exportQuerySchema,
@@ -9,7 +6,6 @@ import {
   modelNameSchema,
 } from "@fettle/contract";
 import { z } from "zod";
-import { classify } from "../../app/classify.js";
 import { type ExportPart, exportModel } from "../../app/export-model.js";
 import type { Log } from "../../app/ports.js";
 import { listModels } from "../../app/models.js";
@@ -69,29 +65,6 @@ export function ownModelRoutes(router: Router): void {
       const answer = download(archive, { filename: `${model}.tar`, contentType: "application/x-tar" });
       answer.headers.set(exportMergedHeader, String(merged));
       return answer;
-    },
-  );
-
-  endpoint(
-    router,
-    {
-      method: "post",
-      path: "/api/classify",
-      summary: "Labels of texts, with probabilities",
-      tag: "Inference",
-      role: "member",
-      body: classifyRequestSchema,
-      response: classifyResultSchema,
-    },
-    async ({ caller, body, signal }): Promise<ClassifyResult> => {
-      const { scores, numTokens } = await classify(deps, { projectId: caller.projectId, request: body, signal });
-      const data = scores.map((ranked, index) => ({
-        index,
-        label: ranked[0]?.label ?? "",
-        probability: ranked[0]?.probability ?? 0,
-        scores: ranked,
-      }));
-      return { object: "list", model: body.model, data, usage: { prompt_tokens: numTokens, total_tokens: numTokens } };
     },
   );
 }

@@ -1,0 +1,94 @@
+"""Any number of labels a text. `aux`: 0 or 1 for each of the run's labels, then token types of pairs.
+`label`: how many labels the run has. Legend: N rows, V labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..loss import LossSum
+from ..messages import PromptError
+from .classification import name_outputs
+from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
+
+if TYPE_CHECKING:
+    from ..collate import Batch
+
+
+class Multilabel(Objective):
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task = "SEQ_CLS"
+    reads = "rows"
+    has_head = True
+
+    def configure(self, config: Any, labels: Sequence[str] | None) -> None:
+        if labels is not None:
+            name_outputs(config, labels)
+            config.problem_type = "multi_label_classification"
+
+    def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:
+        known = reader.labels or ()
+        given = row.get("labels")
+        if not isinstance(given, list):
+            raise PromptError(
+                "row_kind", "The row has no list 'labels': it is of another kind than the task."
+            )
+        named = cast("list[Any]", given)
+        for label in named:
+            if label not in known:
+                raise PromptError(
+                    "unknown_label", f"The label {label!r} is none of the run's {len(known)} labels."
+                )
+        text = reader.prompts.classification_text(
+            text_of(row, "text"), row.get("text_pair"), reader.max_length
+        )
+        marks = [int(label in named) for label in known]
+        return [TokenRow(text.ids, marks + text.types, len(known), truncated=text.truncated)]
+
+    def feeds(self, ids: Tensor, aux: Tensor, label: Tensor) -> list[Feed]:
+        count = int(label)
+        types = aux[count:]
+        last = torch.tensor([len(ids) - 1])
+        return [Feed(ids, last, aux[None, :count].float(), types if len(types) else None)]
+
+    def num_targets(self, num_rows: int, aux: Tensor) -> int:
+        return num_rows
+
+    def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+        """One loss a row and label. Smoothing moves the targets 0 and 1 towards a half."""
+        targets_NV = batch.targets_N
+        goals_NV = targets_NV * (1 - smoothing) + smoothing / 2
+        total = functional.binary_cross_entropy_with_logits(logits_NV.float(), goals_NV, reduction="sum")
+        right_N = ((logits_NV > 0) == targets_NV.bool()).all(dim=-1)
+        return LossSum(total, int(right_N.sum()))
+
+    def scores(self) -> Scores:
+        return _LabelScores()
+
+
+class _LabelScores(Scores):
+    """A label is given where its probability is above a half."""
+
+    def __init__(self) -> None:
+        self._right, self._rows = 0, 0
+        self._counts_3V: Tensor | None = None
+
+    def add(self, logits_NV: Tensor, batch: "Batch") -> None:
+        guessed, wanted = logits_NV > 0, batch.targets_N.bool()
+        counts = torch.stack([(guessed & wanted).sum(0), guessed.sum(0), wanted.sum(0)]).cpu()
+        self._counts_3V = counts if self._counts_3V is None else self._counts_3V + counts
+        self._right += int((guessed == wanted).all(dim=-1).sum())
+        self._rows += len(wanted)
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        hits, guessed, wanted = cast("Tensor", self._counts_3V).double()
+        named = guessed + wanted
+        occurs = named > 0
+        each = 2 * hits[occurs] / named[occurs]
+        return {
+            "subset_accuracy": self._right / self._rows,
+            "f1_micro": float(2 * hits.sum() / named.sum().clamp(min=1)),
+            "f1_macro": float(each.mean()) if len(each) else 1.0,
+        }
