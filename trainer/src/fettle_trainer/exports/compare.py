@@ -94,7 +94,9 @@ def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
     task = cast("Task", told["task"])
     stored = read_tensors(probe)
     rows, before = TokenRows.of(stored), stored["before"]
-    found = _onnx_score(folder, told, rows) if form == "onnx" else score(_loaded(form, folder, base), task, rows)
+    found = (
+        _onnx_score(folder, told, rows) if form == "onnx" else score(_loaded(form, folder, base), task, rows)
+    )
     if not bool(torch.isfinite(found.logits_NV).all()):
         raise mismatch("some of its answers are no numbers")
     difference = None

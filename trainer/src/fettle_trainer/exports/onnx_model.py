@@ -37,7 +37,7 @@ def write_onnx(loaded: Loaded, path: Path) -> None:
         raise not_possible("onnx", f"its weights take {size / 2**30:.1f} GiB, and one file holds 2")
     names = _inputs(loaded)
     ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7]] * 2)
-    examples = {name: torch.ones_like(ids) if name == "attention_mask" else ids for name in names}
+    examples = {name: ids.clone() if name.endswith("input_ids") else torch.ones_like(ids) for name in names}
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
