@@ -5,6 +5,7 @@
  *   node scripts/test.mjs store dispatcher  only test files whose path holds one of the words
  *   node scripts/test.mjs --real-postgres   the same database tests on a real server: the one of
  *                                           FETTLE_TEST_DATABASE_URL, else one started from PostgreSQL's own programs
+ *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills and ranks
  *   node scripts/test.mjs --no-setup        with the node_modules and .venv that are there
  */
 import { spawn } from "node:child_process";
@@ -60,11 +61,12 @@ function pythonFiles(filters) {
     .filter((path) => filters.some((word) => relative(root, path).includes(word)));
 }
 
-async function runPytest({ folder, filters }) {
+async function runPytest({ folder, filters, proofs }) {
   const files = pythonFiles(filters);
   if (files?.length === 0) return { passed: 0, failed: 0, skipped: 0, code: 0 };
   const results = join(folder, "pytest.xml");
   const args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", `--junitxml=${results}`, ...(files ?? [])];
+  if (proofs) args.push("-m", "slow", "-s");
   const env = {
     OMP_NUM_THREADS: "1",
     MKL_NUM_THREADS: "1",
@@ -76,7 +78,8 @@ async function runPytest({ folder, filters }) {
   return { ...countJunit(existsSync(results) ? readFileSync(results, "utf8") : null), code };
 }
 
-async function runSuites({ filters, realPostgres, folder }) {
+async function runSuites({ filters, realPostgres, proofs, folder }) {
+  if (proofs) return [await runPytest({ folder, filters, proofs })];
   const postgres = realPostgres ? await startRealPostgres() : null;
   try {
     const env = { OMP_NUM_THREADS: "1", ...(postgres ? { FETTLE_TEST_DATABASE_URL: postgres.url } : {}) };
@@ -90,16 +93,19 @@ async function runSuites({ filters, realPostgres, folder }) {
 
 async function main(argv) {
   const flags = argv.filter((word) => word.startsWith("--"));
-  const unknown = flags.find((flag) => !["--no-setup", "--real-postgres"].includes(flag));
+  const unknown = flags.find((flag) => !["--no-setup", "--real-postgres", "--proofs"].includes(flag));
   if (unknown !== undefined) {
-    console.error(`error: ${unknown} is no option; there are --no-setup and --real-postgres, and words to filter by.`);
+    console.error(
+      `error: ${unknown} is no option; there are --no-setup, --real-postgres and --proofs, and words to filter by.`,
+    );
     return 2;
   }
   const filters = argv.filter((word) => !word.startsWith("--"));
   if (!flags.includes("--no-setup")) await setUp({ profile: "test" });
   const folder = mkdtempSync(join(tmpdir(), "fettle-results-"));
   try {
-    const suites = await runSuites({ filters, realPostgres: flags.includes("--real-postgres"), folder });
+    const realPostgres = flags.includes("--real-postgres");
+    const suites = await runSuites({ filters, realPostgres, proofs: flags.includes("--proofs"), folder });
     const { line, ok } = summary(suites);
     console.log(line);
     return ok ? 0 : 1;

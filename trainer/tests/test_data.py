@@ -1,6 +1,7 @@
 """Rows to tokens: refusals with line and reason, cuts that are counted, the cache."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny import LABELS, chat_rows, make_tokenizer, make_wordpiece, write_rows
 from fettle_trainer.data import Dataset, Tokeniser, load_dataset
 from fettle_trainer.failure import TrainFailure
 from fettle_trainer.prompt import PromptEncoder
+from fettle_trainer.token_cache import TokenCache
 
 
 def load(folder: Path, rows: list[dict[str, Any]], tokeniser: Tokeniser) -> Dataset:
@@ -117,14 +119,14 @@ def test_cache_is_used_and_a_damaged_one_made_anew(tmp_path: Path) -> None:
     rows = [*chat_rows(5), {"messages": []}]
     first = load(tmp_path, rows, chat())
     [stored] = (tmp_path / "cache").iterdir()
-    written = stored.stat().st_mtime_ns
+    written = stored.stat().st_ino
     again = load(tmp_path, rows, chat())
-    assert stored.stat().st_mtime_ns == written
+    assert stored.stat().st_ino == written
     assert torch.equal(again.rows.ids, first.rows.ids)
     assert again.refused == first.refused
     stored.write_bytes(stored.read_bytes()[:-9])
     assert torch.equal(load(tmp_path, rows, chat()).rows.ids, first.rows.ids)
-    assert stored.stat().st_mtime_ns != written
+    assert stored.stat().st_ino != written
     load(tmp_path, rows, chat(max_length=63))
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -136,3 +138,43 @@ def test_rows_are_json_with_any_script(tmp_path: Path) -> None:
     dataset = load(tmp_path, rows, tokeniser)
     learn = dataset.rows.aux_of(0).bool()
     assert tokeniser.prompts.raw.decode(dataset.rows.ids_of(0)[learn].tolist()) == "你好<|im_end|>"
+
+
+def test_a_changed_byte_in_the_cache_is_seen(tmp_path: Path) -> None:
+    first = load(tmp_path, chat_rows(5), chat())
+    [stored] = (tmp_path / "cache").iterdir()
+    for place in (-1, -40):
+        content = bytearray(stored.read_bytes())
+        content[place] ^= 1
+        stored.write_bytes(content)
+        again = load(tmp_path, chat_rows(5), chat())
+        assert all(torch.equal(again.rows.tensors()[name], one) for name, one in first.rows.tensors().items())
+
+
+def test_a_cache_of_other_rows_put_in_its_place_is_not_taken(tmp_path: Path) -> None:
+    first = load(tmp_path, chat_rows(5), chat())
+    [stored] = (tmp_path / "cache").iterdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    load(other, chat_rows(9), chat())
+    [foreign] = (other / "cache").iterdir()
+    stored.write_bytes(foreign.read_bytes())
+    assert torch.equal(load(tmp_path, chat_rows(5), chat()).rows.ids, first.rows.ids)
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
+    tensors = {"ids": torch.arange(100)}
+    roomy = TokenCache(tmp_path)
+    for age, key in enumerate(["a", "b", "c"]):
+        roomy.write(key, tensors, {"of": key})
+        os.utime(tmp_path / f"{key}.safetensors", (1000 + age, 1000 + age))
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert roomy.read("a") is not None  # used: now the newest
+    mapped = roomy.read("b")
+    os.utime(tmp_path / "b.safetensors", (1001, 1001))
+    TokenCache(tmp_path, most_bytes=3 * size).write("d", tensors, {})
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    assert mapped is not None
+    assert torch.equal(mapped[0]["ids"], tensors["ids"])
+    TokenCache(tmp_path, most_bytes=0).write("e", tensors, {})
+    assert [path.stem for path in tmp_path.iterdir()] == ["e"]

@@ -372,3 +372,18 @@ def test_probe_and_schema_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["fastest_dtype"] in ("float32", "bfloat16")
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["properties"]["version"] == {"enum": [1]}
+
+
+def test_runs_of_a_project_share_their_tokens_and_learn_the_same(tmp_path: Path) -> None:
+    alone = finished(chat_spec(tmp_path))
+    specs = [chat_spec(tmp_path, output_dir=str(tmp_path / name)) for name in ("a", "b")]
+    for spec in specs:
+        spec["runtime"]["cache_dir"] = str(tmp_path / "tokens")
+    runs = [finished(spec) for spec in specs]
+    steps = [
+        [(one["step"], one["train_loss"]) for one in of_type(events, "step")] for events in (alone, *runs)
+    ]
+    assert steps[0] == steps[1] == steps[2]
+    # Training and validation rows, once for both.
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+    assert not list((tmp_path / "a" / "cache").glob("[0-9a-f]*.safetensors"))

@@ -101,6 +101,12 @@ export const trainSpecSchema = z.strictObject({
     checkpoint_steps: z.number().int().min(0).max(1000000).describe("also every N steps; 0 is by time alone"),
     keep_checkpoints: z.number().int().min(1).max(100),
     heartbeat_seconds: z.number().min(0.1).max(60),
+    cache_dir: z
+      .string()
+      .max(4096)
+      .nullable()
+      .optional()
+      .describe("tokenised rows, for the runs of one project; left out or null: cache/ in output_dir"),
   }),
 });
 export type TrainSpec = z.infer<typeof trainSpecSchema>;

@@ -5,7 +5,6 @@ Every row is either used whole, cut and counted, or refused with its line, a rul
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,10 @@ from .spec import Task
 from .tasks import objective_of
 from .tasks.objective import TokenRow
 from .tasks.seq2seq import SEQ2SEQ_LABEL
-from .tensor_files import TensorFileError, integers, read_metadata, read_tensors, write_tensors
+from .tensor_files import integers
+from .token_cache import TokenCache
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 MOST_REFUSALS_TOLD = 1000
 
 
@@ -142,16 +142,18 @@ def load_dataset(
     tokenizer_sha256: str,
     before_row: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Tokenises `path`, or reads what an earlier attempt left. Raises TrainFailure for broken lines."""
+    """Tokenises `path`, or reads what an earlier run left. Raises TrainFailure for broken lines."""
     key = tokeniser.key(file_sha256(path), tokenizer_sha256)
-    stored = cache / f"{key}.safetensors"
-    if stored.is_file():
-        known = _read_cache(stored, key)
-        if known is not None:
-            return known
+    kept = TokenCache(cache)
+    known = kept.read(key)
+    if known is not None:
+        tensors, facts = known
+        refused = [Refusal(line, rule, message) for line, rule, message in facts["refused"]]
+        return Dataset(TokenRows.of(tensors), refused, facts["num_refused"], facts["num_truncated"])
     dataset = _tokenise(path, tokeniser, before_row)
-    cache.mkdir(parents=True, exist_ok=True)
-    _write_cache(stored, key, dataset)
+    told = [[one.line, one.rule, one.message] for one in dataset.refused]
+    counts = {"num_refused": dataset.num_refused, "num_truncated": dataset.num_truncated}
+    kept.write(key, dataset.rows.tensors(), {"refused": told, **counts})
     return dataset
 
 
@@ -210,35 +212,6 @@ def _broken_line(path: Path, number: int, why: str) -> TrainFailure:
 
 def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.long).cumsum(0)
-
-
-def _write_cache(path: Path, key: str, dataset: Dataset) -> None:
-    told = [[one.line, one.rule, one.message] for one in dataset.refused]
-    facts = {
-        "key": key,
-        "refused": told,
-        "num_refused": dataset.num_refused,
-        "num_truncated": dataset.num_truncated,
-    }
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        write_tensors(partial, dataset.rows.tensors(), {"facts": json.dumps(facts)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read_cache(path: Path, key: str) -> Dataset | None:
-    """None when the file is damaged or foreign: the rows are then tokenised anew."""
-    try:
-        facts = json.loads(read_metadata(path)["facts"])
-        rows = TokenRows.of(read_tensors(path))
-    except (OSError, ValueError, KeyError, TensorFileError):
-        return None
-    if facts.get("key") != key:
-        return None
-    refused = [Refusal(line, rule, message) for line, rule, message in facts["refused"]]
-    return Dataset(rows, refused, facts["num_refused"], facts["num_truncated"])
 
 
 def file_sha256(path: Path) -> str:

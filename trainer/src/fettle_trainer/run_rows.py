@@ -21,7 +21,8 @@ class RunRows:
 def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dataset]:
     """The rows, and what was found while reading those to train on. Raises TrainFailure when none is left."""
     tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
-    cache = Path(spec.output_dir) / "cache"
+    shared = spec.runtime.cache_dir
+    cache = Path(shared) if shared else Path(spec.output_dir) / "cache"
     tokenizer = tokenizer_sha256(Path(spec.base_model.path))
 
     def read(path: str) -> Dataset:

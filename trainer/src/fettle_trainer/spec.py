@@ -38,8 +38,9 @@ def _number(least: float, most: float, *, above: bool = False) -> Any:
     return field(metadata={"least": least, "most": most, "above": above})
 
 
-def _text(most: int, least: int = 0) -> Any:
-    return field(metadata={"shortest": least, "longest": most})
+def _text(most: int, least: int = 0, *, optional: bool = False) -> Any:
+    """`optional`: may be left out, which is None."""
+    return field(metadata={"shortest": least, "longest": most, "optional": optional})
 
 
 def _texts(most: int, longest: int, *, least: int = 0, shortest: int = 0) -> Any:
@@ -99,6 +100,7 @@ class Runtime:
     checkpoint_steps: int = _number(0, 1000000)
     keep_checkpoints: int = _number(1, 100)
     heartbeat_seconds: float = _number(0.1, 60)
+    cache_dir: str | None = _text(4096, optional=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,7 @@ def _parse_object(kind: type[Any], value: Any, at: _Place) -> Any:
             near = get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
             raise SpecError(f"{at.path}.{key} is not known: {hint}")
+    given = {**{one.name: None for one in fields(kind) if one.metadata.get("optional")}, **given}
     missing = [name for name in known if name not in given]
     if missing:
         raise SpecError(f"{at.path}.{missing[0]} is missing.")
@@ -288,13 +291,12 @@ def json_schema(kind: Any = TrainSpec, bounds: dict[str, Any] | None = None) -> 
     limits = bounds or {}
     if is_dataclass(kind):
         hints = get_type_hints(cast("type[Any]", kind))
-        names = [one.name for one in fields(kind)]
         return {
             "type": "object",
             "properties": {
                 one.name: json_schema(hints[one.name], dict(one.metadata)) for one in fields(kind)
             },
-            "required": names,
+            "required": [one.name for one in fields(kind) if not one.metadata.get("optional")],
             "additionalProperties": False,
         }
     origin = get_origin(kind)

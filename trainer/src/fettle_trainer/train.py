@@ -423,6 +423,7 @@ class Training:
         best = progress.best_step or progress.step
         made = artefact.export(self._loaded, self._spec, self._output)
         probe = self._output / "cache" / "probe.safetensors"
+        probe.parent.mkdir(exist_ok=True)
         artefact.write_probe(probe, self._stepper, self._rows.train)
         # Two copies of the model at once would need twice the memory.
         self._forget_model()

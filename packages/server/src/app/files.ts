@@ -123,7 +123,22 @@ export async function deleteFile(
       { param: "file_id" },
     );
   }
-  await dropBytes(deps, input.fileId);
+  await forgetFile(deps, input);
+}
+
+/**
+ * Rows as tokens, which runs of one project share and no other project sees. They are as private as the file they
+ * were made of: it takes them along when it is deleted.
+ */
+export const tokensKey = (projectId: string): string => `projects/${projectId}/tokens`;
+
+/** What was made of a deleted file goes with it: its rows, and as tokens those of the whole project, made anew. */
+export async function forgetFile(
+  { blobs }: Pick<AppDeps, "blobs">,
+  { projectId, fileId }: { projectId: string; fileId: string },
+): Promise<void> {
+  await blobs.delete(`files/${fileId}`);
+  await blobs.delete(tokensKey(projectId));
 }
 
 export interface FileContent {

@@ -5,6 +5,7 @@ import type { Run } from "../domain/job.js";
 import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
 import { type ReadyModelDeps, startOf } from "./models.js";
 import type { Blobs, Store } from "./ports.js";
+import { tokensKey } from "./files.js";
 import { rowsKey } from "./process-file.js";
 
 export interface SpecOptions {
@@ -42,6 +43,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
       checkpoint_steps: 0,
       keep_checkpoints: 3,
       heartbeat_seconds: 3,
+      cache_dir: deps.blobs.localPath(tokensKey(run.projectId)),
     },
   };
 }

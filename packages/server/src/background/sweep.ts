@@ -1,4 +1,5 @@
 /** Ends what has outlived its time: files, uploads, stored answers. Each part can be repeated at any moment. */
+import { forgetFile } from "../app/files.js";
 import type { Blobs, Store } from "../app/ports.js";
 
 /** Stored answers of idempotent requests are kept this long, as OpenAI's clients retry within minutes. */
@@ -23,7 +24,7 @@ async function expireFiles({ store, blobs }: { store: Store; blobs: Blobs }, now
   let expired = 0;
   for (const file of await store.files.listExpired(now)) {
     if ((await store.files.delete(file.projectId, file.id, now)) !== "deleted") continue;
-    await blobs.delete(`files/${file.id}`);
+    await forgetFile({ blobs }, { projectId: file.projectId, fileId: file.id });
     expired += 1;
   }
   return expired;

@@ -131,6 +131,8 @@ describe("sweep", () => {
     for (const file of [old, read]) await store.files.create(file);
     await store.runs.create({ ...(await storedRun(store)), id: freshId("ftjob-"), trainingFile: read.id }, []);
     await blobs.put(`files/${old.id}/original`, bytes());
+    const tokens = (project: string): string => `projects/${project}/tokens/x.safetensors`;
+    for (const project of ["proj_a", "proj_b"]) await blobs.put(tokens(project), bytes());
     await store.uploads.create({
       id: "upload_1",
       projectId: "proj_a",
@@ -149,6 +151,8 @@ describe("sweep", () => {
     expect(await sweepExpired({ store, blobs }, now)).toEqual({ files: 1, uploads: 1, answers: 1 });
     expect(await store.files.get("proj_a", old.id)).toBeNull();
     expect(await blobs.size(`files/${old.id}/original`)).toBeNull();
+    // Its tokens too, and nobody else's.
+    expect([await blobs.size(tokens("proj_a")), await blobs.size(tokens("proj_b"))]).toEqual([null, 1]);
     expect((await store.files.get("proj_a", read.id))?.id).toBe(read.id);
     expect((await store.uploads.get("proj_a", "upload_1"))?.status).toBe("expired");
     expect(await blobs.size("uploads/upload_1/part_1")).toBeNull();
