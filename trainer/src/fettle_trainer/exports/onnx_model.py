@@ -1,6 +1,7 @@
 """A model as one ONNX graph, and asked in onnxruntime.
 
-Inputs are B x L: `input_ids`, `attention_mask`, and what the task adds; any batch, any length. Output: `logits`.
+Inputs are B x L, any batch, any length: `input_ids`, `attention_mask`, and what the task adds.
+Output: `logits`.
 """
 
 import importlib
