@@ -9,12 +9,15 @@
  * length, a third row gives them to the peer too: the engines alone, and losses step by step. Measure on an idle machine:
  * anything beside it makes thread barriers wait.
  */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { availableParallelism, cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { cache, ourPython, peersPython, root, run, say } from "./trainer/environment.js";
+import { aroundSteps, aroundWorks } from "./trainer/around.js";
+import { ourPython, peersPython, root, run, say } from "./trainer/environment.js";
+import { prepare } from "./trainer/prepare.js";
 import { runOurs, runPeer, type Setting } from "./trainer/sides.js";
+import { startLine } from "./trainer/start-row.js";
 import { lossDifference, median, type RunRecord, tokensPerSecond } from "./trainer/statistics.js";
 import { type Flags, hyperparametersOf, type Work, works } from "./trainer/works.js";
 
@@ -23,6 +26,7 @@ interface Options {
   steps: number | null;
   probeSteps: number;
   heldOut: number;
+  kinds: readonly Row["peer_flags"][];
 }
 
 interface Row {
@@ -56,36 +60,6 @@ interface Machine {
   threads: number;
   memory_bytes: number;
   gflops: { float32: number; bfloat16: number };
-}
-
-const seed = 7;
-
-async function prepare(work: Work, options: Options, numThreads: number): Promise<Setting> {
-  const parent = join(cache, "works");
-  mkdirSync(parent, { recursive: true });
-  const folder = mkdtempSync(join(parent, `${work.name}-`));
-  const rows = (options.steps ?? work.defaultSteps) * work.rowsPerStep;
-  const config = {
-    folder,
-    model: work.model,
-    task: work.task,
-    method: work.method,
-    labels: work.labels,
-    lengths: work.lengths,
-    target_lengths: work.targetLengths,
-    seed,
-    // How the trainer seeds its first epoch. Should it change, the comparison of batches fails and says so.
-    epoch_seed: seed * 1_000_003,
-    by_length: work.byLength,
-    num_rows: rows,
-    num_held_out: options.heldOut,
-    hyperparameters: hyperparametersOf(work),
-  };
-  const path = join(folder, "prepare.json");
-  writeFileSync(path, JSON.stringify(config));
-  const env = { PYTHONPATH: join(root, "trainer/src"), OMP_NUM_THREADS: String(numThreads) };
-  await run(ourPython, [join(root, "bench/trainer/prepare.py"), path], { env });
-  return { work, folder, numThreads, seed };
 }
 
 /** A processor without bfloat16 emulates it; below this share of the fp32 rate no flag can make up for it. */
@@ -176,6 +150,21 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
   };
 }
 
+async function rowsOf(side: Side, options: Options, machine: Machine): Promise<Row[]> {
+  const rows: Row[] = [];
+  const { work } = side.setting;
+  for (const kind of options.kinds) {
+    const flags = kind === "defaults" ? work.defaults : await bestFlags(side, options.probeSteps, machine);
+    rows.push(await compare({ ...side, kind, flags }, options.pairs, machine));
+    // No flag of the peer's gives it these: what is left to differ is the engine, and losses step by step.
+    if (kind === "best" && work.byLength && work.ratedFrom === "step") {
+      const given = { ...flags, train_sampling_strategy: "sequential" };
+      rows.push(await compare({ ...side, kind, flags: given }, options.pairs, machine));
+    }
+  }
+  return rows;
+}
+
 async function describeMachine(threads: number): Promise<Machine> {
   const out = await run(ourPython, [join(root, "bench/trainer/roofline.py"), String(threads)], { capture: true });
   const { gflops } = JSON.parse(out) as Pick<Machine, "gflops">;
@@ -217,8 +206,9 @@ async function main(): Promise<void> {
   const chosen = works
     .filter((work) => values.only === undefined || work.name === values.only || work.kind === values.only)
     .map((work) => (values.rows === undefined ? work : { ...work, rowsPerStep: Number(values.rows) }));
-  if (values.help || chosen.length === 0) {
-    say(`${usage}\nWORK is one of ${works.map((work) => work.name).join(", ")}.`);
+  const around = values.only === undefined || aroundWorks.some((name) => name === values.only);
+  if (values.help || (chosen.length === 0 && !around)) {
+    say(`${usage}\nWORK is one of ${[...works.map((work) => work.name), ...aroundWorks].join(", ")}.`);
     process.exitCode = values.help ? 0 : 2;
     return;
   }
@@ -228,31 +218,25 @@ async function main(): Promise<void> {
     steps,
     probeSteps: Number(values["probe-steps"]),
     heldOut: Number(values["held-out"]),
+    kinds: (["defaults", "best"] as const).filter((kind) => (values["peer-flags"] ?? kind) === kind),
   };
   const python = await peersPython();
   const machine = await describeMachine(Number(values.threads));
   const rows: Row[] = [];
   for (const work of chosen) {
     say(`${work.name}: writing rows and weights`);
-    const setting = await prepare(work, options, machine.threads);
+    const setting = await prepare(work, { ...options, numThreads: machine.threads });
     try {
-      for (const kind of ["defaults", "best"] as const) {
-        if (values["peer-flags"] !== undefined && values["peer-flags"] !== kind) continue;
-        const flags =
-          kind === "defaults" ? work.defaults : await bestFlags({ setting, python }, options.probeSteps, machine);
-        rows.push(await compare({ setting, python, kind, flags }, options.pairs, machine));
-        // No flag of the peer's gives it these: what is left to differ is the engine, and losses step by step.
-        if (kind === "best" && work.byLength && work.ratedFrom === "step") {
-          const given = { ...flags, train_sampling_strategy: "sequential" };
-          rows.push(await compare({ setting, python, kind, flags: given }, options.pairs, machine));
-        }
-      }
+      rows.push(...(await rowsOf({ setting, python }, options, machine)));
     } finally {
       rmSync(setting.folder, { recursive: true, force: true });
     }
   }
-  if (values.json) console.log(JSON.stringify({ bench: "trainer", machine, rows }));
+  const { gflops, threads: numThreads } = machine;
+  const startRows = await aroundSteps(values.only, { python, pairs: options.pairs, gflops, numThreads });
+  if (values.json) console.log(JSON.stringify({ bench: "trainer", machine, rows: [...rows, ...startRows] }));
   else print(rows, machine);
+  if (!values.json) for (const row of startRows) console.log(startLine(row));
 }
 
 await main();

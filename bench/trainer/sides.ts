@@ -23,9 +23,14 @@ interface Measured {
 }
 
 const measure = join(root, "bench/trainer/measure.py");
+const ready = join(root, "bench/trainer/ready.py");
 const readJson = (path: string): unknown => JSON.parse(readFileSync(path, "utf8"));
 
-async function measured(setting: Setting, command: string[]): Promise<Measured> {
+export function measured(setting: Setting, command: string[]): Promise<Measured> {
+  return measuredBy(measure, setting, command);
+}
+
+async function measuredBy(ruler: string, setting: Setting, command: string[]): Promise<Measured> {
   const result = join(setting.folder, "measured.json");
   const threads = String(setting.numThreads);
   const env = {
@@ -35,7 +40,7 @@ async function measured(setting: Setting, command: string[]): Promise<Measured> 
     TOKENIZERS_PARALLELISM: "false",
     PYTHONPATH: join(root, "trainer/src"),
   };
-  await run(ourPython, [measure, result, ...command], { env });
+  await run(ourPython, [ruler, result, ...command], { env });
   const found = readJson(result) as Measured;
   if (found.code !== 0) throw new Error(`${command.slice(0, 4).join(" ")} ended with exit code ${found.code}`);
   return found;
@@ -82,14 +87,20 @@ function readEvents(path: string): TrainerEvent[] {
   return lines.map((line) => trainerEventSchema.parse(JSON.parse(line)));
 }
 
-/** Our trainer, started as the server starts it; nothing is told to it that a user's run would not be told. */
-export async function runOurs(setting: Setting): Promise<RunRecord> {
+/**
+ * Our trainer, started as the server starts it; nothing is told to it that a user's run would not be told. `warm`: the
+ * run is handed to one that was already waiting, and time counts from there.
+ */
+export async function runOurs(setting: Setting, start: "cold" | "warm" = "cold"): Promise<RunRecord> {
   const output = join(setting.folder, "ours");
   rmSync(output, { recursive: true, force: true });
   mkdirSync(output, { recursive: true });
   const spec = join(output, "spec.json");
   writeFileSync(spec, JSON.stringify(specOf(setting, output)));
-  const found = await measured(setting, [ourPython, "-m", "fettle_trainer", "train", spec]);
+  const found =
+    start === "warm"
+      ? await measuredBy(ready, setting, [spec])
+      : await measured(setting, [ourPython, "-m", "fettle_trainer", "train", spec]);
   const events = readEvents(join(output, "events.jsonl"));
   const steps = events.flatMap((event): Step[] =>
     event.type === "step"

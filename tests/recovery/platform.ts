@@ -5,10 +5,19 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Hyperparameters } from "@fettle/contract";
 import { type Dispatcher, type DispatcherOptions, startDispatcher } from "../../packages/server/src/app/dispatcher.js";
-import type { BaseModel, Catalogue, Clock, Exporter, Ids, Log, Store } from "../../packages/server/src/app/ports.js";
+import type {
+  BaseModel,
+  Catalogue,
+  Clock,
+  Exporter,
+  Ids,
+  Log,
+  Store,
+  Tuner,
+} from "../../packages/server/src/app/ports.js";
 import type { WatchDeps } from "../../packages/server/src/app/watch.js";
 import { localBlobs } from "../../packages/server/src/blobs/local.js";
-import type { Run } from "../../packages/server/src/domain/job.js";
+import { type Run, transition } from "../../packages/server/src/domain/job.js";
 import { localExporter } from "../../packages/server/src/runner/exporter.js";
 import { localRunner } from "../../packages/server/src/runner/local.js";
 import { ownerIsDead, thisOwner } from "../../packages/server/src/runner/process-identity.js";
@@ -44,6 +53,8 @@ export interface Script {
   checkpointEvery?: number;
   heartbeatMs?: number;
   deafToTerm?: boolean;
+  /** The validation loss is least at this learning rate, and a little different with each seed. */
+  bestLearningRate?: number;
   faults?: { step: number; attempts?: number; do: Fault; ms?: number }[];
 }
 
@@ -98,6 +109,28 @@ export function buildParts(
   return { home, store, runner, exporter, blobs: localBlobs(join(home, "blobs")), clock, ids, log: quietLog };
 }
 
+/** For sweeps that ask no estimator. */
+export const noTuner: Tuner = {
+  suggest: () => Promise.reject(new Error("nobody to ask")),
+  importance: async () => ({}),
+};
+
+/** What validation comes to, without looking at any row. */
+const accept = (store: Store, run: Run): Promise<unknown> =>
+  store.runs.update(run.id, (now) => {
+    const { learning_rate_multiplier = 1, ...given } = now.request.hyperparameters;
+    const learning_rate = given.learning_rate ?? hyperparameters.learning_rate * learning_rate_multiplier;
+    const next = transition(now, {
+      type: "validated",
+      task: "chat",
+      method: "lora",
+      hyperparameters: { ...hyperparameters, ...given, learning_rate },
+      labels: null,
+      estimate: null,
+    });
+    return next.ok ? { run: next.run, events: [] } : null;
+  });
+
 /** Times shortened so that a test takes seconds; the proportions stay. */
 export const quickTimes = {
   leaseMs: 3_000,
@@ -113,11 +146,15 @@ export const quickTimes = {
 
 export function dispatch(
   parts: Parts,
-  change: Partial<DispatcherOptions> & { catalogue?: Catalogue } = {},
+  change: Partial<DispatcherOptions> & { catalogue?: Catalogue; validate?: (run: Run) => Promise<unknown> } = {},
 ): Dispatcher {
-  const { catalogue, ...options } = change;
+  const { catalogue, validate, ...options } = change;
   return startDispatcher(
-    { ...parts, catalogue: catalogue ?? oneModel(tinyModel), validate: async () => undefined },
+    {
+      ...parts,
+      catalogue: catalogue ?? oneModel(tinyModel),
+      validate: validate ?? ((run) => accept(parts.store, run)),
+    },
     {
       owner: thisOwner(),
       ownerIsDead,

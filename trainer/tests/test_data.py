@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import LABELS, chat_rows, make_tokenizer, make_wordpiece, write_rows
 
+from fettle_trainer import data
 from fettle_trainer.data import Dataset, Tokeniser, load_dataset
 from fettle_trainer.failure import TrainFailure
 from fettle_trainer.prompt import PromptEncoder
@@ -178,3 +179,10 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
     assert torch.equal(mapped[0]["ids"], tensors["ids"])
     TokenCache(tmp_path, most_bytes=0).write("e", tensors, {})
     assert [path.stem for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_tokens_made_by_other_code_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = classes().key("rows", "tokenizer")
+    assert classes().key("rows", "tokenizer") == before
+    monkeypatch.setattr(data, "_RULES", "as they were before an upgrade")
+    assert classes().key("rows", "tokenizer") != before

@@ -279,7 +279,8 @@ def test_each_method_trains_each_output(folder: Path, task: str, kind: str, meth
     )  # fmt: skip
     code, events = train(made)
     assert code == 0, events[-1]
-    assert [event["type"] for event in events[-2:]] == ["finished", "verified"]
+    told = [event["type"] for event in events if event["type"] != "heartbeat"]
+    assert told[-2:] == ["finished", "verified"]
     steps = len(of_type(events, "step"))
     after = CheckpointFolder(output / "checkpoints", 100).load(steps).weights
     assert steps > 1

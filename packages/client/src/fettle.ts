@@ -28,6 +28,7 @@ import { Data, Files } from "./files.js";
 import { type ExportedModel, type ExportOptions, exportModel } from "./models.js";
 import { Runs } from "./runs.js";
 import { readEvents } from "./sse.js";
+import { Sweeps } from "./sweeps.js";
 
 /** The parameters of a chat completion that people use by hand; the rest goes by the `openai` client. */
 export interface ChatRequest {
@@ -45,6 +46,7 @@ export class Fettle {
   readonly files: Files;
   readonly data: Data;
   readonly runs: Runs;
+  readonly sweeps: Sweeps;
   readonly chat: Chat;
   readonly keys: Keys;
   private readonly connection: Connection;
@@ -54,6 +56,7 @@ export class Fettle {
     this.files = new Files(this.connection);
     this.data = new Data(this.connection);
     this.runs = new Runs(this.connection);
+    this.sweeps = new Sweeps(this.connection);
     this.chat = new Chat(this.connection);
     this.keys = new Keys(this.connection);
   }

@@ -119,7 +119,7 @@ export class Runs {
 async function* nothing(): AsyncGenerator<Uint8Array> {}
 
 /** Trying again gives the same answer: the run is unknown, the key is wrong. */
-const isFinal = (error: unknown): boolean =>
+export const isFinal = (error: unknown): boolean =>
   error instanceof FettleError && error.status >= 400 && error.status < 500 && error.status !== 429;
 
 const pathOf = (runId: string): string => `/api/runs/${encodeURIComponent(runId)}`;

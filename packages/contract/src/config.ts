@@ -46,6 +46,12 @@ const runsSchema = z.strictObject({
     .union([auto, z.boolean()])
     .default("auto")
     .describe('"auto" (where memory allows), true or false'),
+  price_per_hour: z
+    .number()
+    .min(0)
+    .max(1e6)
+    .default(0)
+    .describe("what an hour of this machine costs, for budgets in money, from 0 (not known) to 1000000"),
 });
 
 const inferenceSchema = z.strictObject({
@@ -79,7 +85,7 @@ export const configSchema = z.strictObject({
     .describe("a list of maps with name and path"),
   runs: runsSchema
     .prefault({})
-    .describe("a map with max_concurrent, checkpoint_seconds, num_threads and keep_trainer_ready"),
+    .describe("a map with max_concurrent, checkpoint_seconds, num_threads, keep_trainer_ready and price_per_hour"),
   inference: inferenceSchema.prefault({}).describe("a map with memory_gb, max_queue and idle_seconds"),
 });
 export type ConfigFile = z.infer<typeof configSchema>;

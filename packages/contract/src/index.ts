@@ -8,4 +8,5 @@ export * from "./openai-files.js";
 export * from "./openai-jobs.js";
 export * from "./openai.js";
 export * from "./rows.js";
+export * from "./sweeps.js";
 export * from "./trainer.js";

@@ -30,6 +30,8 @@ export interface Config {
     checkpointSeconds: number;
     numThreads: number | "auto";
     keepTrainerReady: boolean | "auto";
+    /** 0: not known. */
+    pricePerHour: number;
   };
   inference: { memoryBytes: number | "auto"; maxQueue: number; idleSeconds: number };
   hub: { offline: boolean; token: string | null };
@@ -67,6 +69,7 @@ export function loadConfig({ env, cwd }: ConfigSource): Config {
       checkpointSeconds: values.runs.checkpoint_seconds,
       numThreads: values.runs.num_threads,
       keepTrainerReady: values.runs.keep_trainer_ready,
+      pricePerHour: values.runs.price_per_hour,
     },
     inference: {
       memoryBytes: values.inference.memory_gb === "auto" ? "auto" : Math.round(values.inference.memory_gb * 1e9),

@@ -12,7 +12,8 @@ import { fileURLToPath } from "node:url";
 import type { AppDeps } from "./app/deps.js";
 import { type Dispatcher, startDispatcher } from "./app/dispatcher.js";
 import { forgetExports } from "./app/export-model.js";
-import type { Inference, Log } from "./app/ports.js";
+import { startSweeper } from "./app/sweeper.js";
+import type { Inference, Log, Tuner } from "./app/ports.js";
 import { processFile } from "./app/process-file.js";
 import { validateRun } from "./app/validate-run.js";
 import { startBackground } from "./background/dbos.js";
@@ -28,6 +29,7 @@ import { localExporter } from "./runner/exporter.js";
 import { trainerEnvironment } from "./runner/environment.js";
 import { type LocalRunner, localRunner } from "./runner/local.js";
 import { ownerIsDead, thisOwner } from "./runner/process-identity.js";
+import { localTuner } from "./runner/tuner.js";
 import { ensureAdminKey } from "./startup/admin-key.js";
 import { sharesOf, type Shares } from "./startup/machine.js";
 import { measureProcessor, type Processor, processorName, unmeasured } from "./startup/processor.js";
@@ -91,8 +93,16 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(async () => runner.close());
     const dispatcher = dispatch({ config, deps, owner, processor, runner });
     undo.push(() => dispatcher.close());
+    const sweeper = startSweeper({ ...deps, tuner: tuner({ config, options, python }) });
+    undo.push(() => sweeper.close());
     const newAdminKey = await ensureAdminKey(deps, { home: config.home, fromEnvironment: config.adminKey });
-    const settings = { version, startedAt: systemClock.now(), allowedHosts: hostsOf(config), home: config.home };
+    const settings = {
+      version,
+      startedAt: systemClock.now(),
+      allowedHosts: hostsOf(config),
+      home: config.home,
+      pricePerHour: config.runs.pricePerHour,
+    };
     listening.open(createApp({ ...deps, settings }));
     await serverFile.write(listening.url);
     undo.push(() => serverFile.remove());
@@ -211,6 +221,13 @@ function trainers({ config, options, python, log }: Parts & { log: Log }): Local
     ...(keepsTrainerReady ? { waiting } : {}),
   });
 }
+
+const tuner = ({ options, python }: Parts): Tuner =>
+  localTuner({
+    command: [python, "-m", "fettle_trainer"],
+    environment: options.env,
+    extraEnvironment: { PYTHONPATH: trainerSource },
+  });
 
 interface Dispatching {
   config: Config;

@@ -5,6 +5,8 @@ python -m fettle_trainer wait                 be ready for a run, which comes on
 python -m fettle_trainer merge --base B --adapter A --out O
 python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
 python -m fettle_trainer export --source S --base B --format F --out O   (--help lists the rest)
+python -m fettle_trainer tune suggest         where a sweep looks next: asked on stdin, told on stdout
+python -m fettle_trainer tune importance      which hyperparameters mattered
 python -m fettle_trainer probe                what this machine can do, as JSON
 python -m fettle_trainer schema               JSON Schema of a spec
 """
@@ -44,6 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         from .wait import wait_command
 
         return wait_command()
+    if options.command == "tune":
+        from .tune import tune_command
+
+        return tune_command(options.what)
     if options.command == "schema":
         from .spec import json_schema
 
@@ -155,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (merge, verify, checkpoint, *_export_parsers(commands)):
         command.add_argument("--json", action="store_true", help="the only format; accepted for scripts")
         command.add_argument("--end-with-stdin", action="store_true", help="give up when stdin is closed")
+    tune = commands.add_parser("tune", help="where a sweep looks next, and what mattered in it")
+    tune.add_argument("what", choices=("suggest", "importance"))
     commands.add_parser("probe", help="what this machine can do, as JSON")
     commands.add_parser("schema", help="JSON Schema of a spec")
     commands.add_parser("serve", help="answer from a model over stdin and stdout")

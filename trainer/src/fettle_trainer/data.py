@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from .tasks.seq2seq import SEQ2SEQ_LABEL
 from .tensor_files import integers
 from .token_cache import TokenCache
 
-_CACHE_VERSION = 3
 MOST_REFUSALS_TOLD = 1000
 
 
@@ -129,7 +129,7 @@ class Tokeniser:
 
     def key(self, content_sha256: str, tokenizer_sha256: str) -> str:
         """Name of the cache: changes with anything that changes an id."""
-        parts = [_CACHE_VERSION, self.task, self.max_length, self.labels, content_sha256, tokenizer_sha256]
+        parts = [_RULES, self.task, self.max_length, self.labels, content_sha256, tokenizer_sha256]
         parts.append(self.prompts.template_hash())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -227,3 +227,14 @@ def tokenizer_sha256(folder: Path) -> str:
         if path.is_file() and path.suffix in kinds and "index" not in path.name:
             digest.update(path.name.encode() + b"\0" + file_sha256(path).encode())
     return digest.hexdigest()
+
+
+def _rules() -> str:
+    """SHA-256 of the code that turns rows into ids."""
+    package = Path(__file__).parent
+    told = [f"{path.name} {file_sha256(path)}" for path in sorted(package.glob("**/*.py"))]
+    return hashlib.sha256("\n".join([tokenizers.__version__, *told]).encode()).hexdigest()
+
+
+# Tokens outlive an upgrade. Read as the code is loaded: a process that waited through one has the old rules.
+_RULES = _rules()

@@ -1,5 +1,12 @@
 /** The commands and their options. What they do is in the files beside this one. */
-import { exportFormatSchema, exportQuantizeSchema, methodSchema, taskSchema } from "@fettle/contract";
+import {
+  exportFormatSchema,
+  exportQuantizeSchema,
+  methodSchema,
+  pruningSchema,
+  searchSchema,
+  taskSchema,
+} from "@fettle/contract";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { chat, classify, predict } from "./chat.js";
 import type { Context } from "./context.js";
@@ -11,6 +18,7 @@ import type { DemoOptions, Local } from "./local.js";
 import { keysCreate, keysList, keysRevoke, models } from "./models.js";
 import { logs, ps, resume, stop } from "./runs.js";
 import { train, type TrainOptions } from "./train.js";
+import { sweeps, tune, type TuneOptions } from "./tune.js";
 
 export interface Run {
   local: Local;
@@ -79,6 +87,7 @@ export function buildProgram(io: Run): Command {
   const add = adder(io);
   serverCommands(program, add, io.local);
   runCommands(program, add);
+  sweepCommands(program, add);
   dataCommands(program, add);
   modelCommands(program, add);
   return program;
@@ -179,21 +188,9 @@ function serverCommands(program: Command, add: Add, local: Local): void {
   );
 }
 
-function runCommands(program: Command, add: Add): void {
-  const examples = [
-    "fettle train tickets.jsonl --model smollm2-135m-instruct",
-    "fettle train mails.csv --model minilm --task classification --epochs 2",
-    "fettle train file-abc --model minilm --method lora --set lora_alpha=32 --detach --json",
-  ];
-  add(
-    program,
-    {
-      name: "train <file>",
-      summary: "Upload a file (or use a data id), start a run, follow it to its end. Ctrl-C detaches.",
-      examples,
-    },
-    (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
-  )
+/** What a run is asked for; each trial of a sweep is one. */
+const withRunOptions = (command: Command): Command =>
+  command
     .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
     .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
     .option("--task <task>", `${taskSchema.options.join(", ")} (default: inferred)`)
@@ -207,6 +204,68 @@ function runCommands(program: Command, add: Add): void {
     .option("--seed <n>", "seed of the run")
     .option("--suffix <text>", "part of the tuned model's name")
     .option("-d, --detach", "do not follow");
+
+function sweepCommands(program: Command, add: Add): void {
+  withRunOptions(
+    add(
+      program,
+      {
+        name: "tune <file>",
+        summary: "Search hyperparameters: many runs, the best of them, and whether it beats the automatic values.",
+        examples: [
+          "fettle tune mails.csv --model minilm --trials 12",
+          "fettle tune mails.csv --model minilm --minutes 60 --metric f1_macro --prune median",
+          "fettle tune tickets.jsonl -m smollm2-135m-instruct --space learning_rate=1e-5..1e-3:log --space lora_r=8,16,32",
+        ],
+      },
+      (context, [file = ""], options) => tune(context, file, options as unknown as TuneOptions),
+    ),
+  )
+    .option(
+      "--space <name=values>",
+      "what is searched: 1,2,4 or MIN..MAX, then :log or :STEP if wanted; may be repeated (default: the learning rate)",
+      collect,
+      [],
+    )
+    .option("--search <how>", `${searchSchema.options.join(", ")} (default: random)`)
+    .option("--prune <how>", `${pruningSchema.options.join(", ")}: end trials that fall behind (default: none)`)
+    .option("--trials <n>", "configurations tried (default: 20, or the whole grid)", number)
+    .option("--minutes <n>", "time with a trial at work, the verdict's repeats among it", number)
+    .option("--money <x>", "such time at runs.price_per_hour of fettle.yaml", number)
+    .option("--metric <name>", "valid_loss, or one of the task such as accuracy (default: valid_loss)")
+    .option("--minimize", "the metric is better when it is lower (default: by its name)")
+    .option("--maximize", "the metric is better when it is higher")
+    .option("--parallel <n>", "trials at once (default: as memory allows)", number)
+    .option("--repeats <n>", "runs with other seeds for the verdict (default: 3)", number);
+
+  add(
+    program,
+    {
+      name: "sweeps [id]",
+      summary: "Sweeps, newest first; or one with its trials.",
+      examples: ["fettle sweeps", "fettle sweeps sweep-abc", "fettle sweeps sweep-abc --cancel"],
+    },
+    (context, [id], { cancel }) => sweeps(context, { ...(id !== undefined && { id }), cancel: cancel === true }),
+  ).option("--cancel", "end it and its trials for good");
+}
+
+function runCommands(program: Command, add: Add): void {
+  const examples = [
+    "fettle train tickets.jsonl --model smollm2-135m-instruct",
+    "fettle train mails.csv --model minilm --task classification --epochs 2",
+    "fettle train file-abc --model minilm --method lora --set lora_alpha=32 --detach --json",
+  ];
+  withRunOptions(
+    add(
+      program,
+      {
+        name: "train <file>",
+        summary: "Upload a file (or use a data id), start a run, follow it to its end. Ctrl-C detaches.",
+        examples,
+      },
+      (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
+    ),
+  );
 
   add(
     program,

@@ -47,7 +47,7 @@ export async function train(context: Context, file: string, options: TrainOption
 }
 
 /** A path is uploaded; an id of data that is there already is used as it is. */
-async function dataId(context: Context, file: string): Promise<string> {
+export async function dataId(context: Context, file: string): Promise<string> {
   const data = /^file-[A-Za-z0-9]+$/.test(file) ? await context.client.data.get(file) : await importFile(context, file);
   requireUsable(data);
   return data.id;
@@ -110,7 +110,7 @@ function expectedOf(name: string): string {
   return "a number";
 }
 
-function oneOf<T extends string>(option: string, value: string, known: readonly T[]): T {
+export function oneOf<T extends string>(option: string, value: string, known: readonly T[]): T {
   const match = known.find((name) => name === value);
   if (match === undefined) throw usageError(`${option} is "${value}": expected one of ${known.join(", ")}.`);
   return match;
@@ -145,6 +145,8 @@ export async function follow(context: Context, run: RunObject): Promise<number> 
 /** How a model of a task is asked from the terminal. */
 const verbs: Partial<Record<string, string>> = {
   chat: "chat",
+  preference: "chat",
+  pretraining: "chat",
   seq2seq: "chat",
   classification: "classify",
   multilabel_classification: "classify",
@@ -160,7 +162,7 @@ function end(context: Context, run: RunObject): number {
   if (run.status === "succeeded") {
     context.say(`  ${run.id} succeeded${took}.`);
     context.result(run, run.fine_tuned_model ?? "");
-    const verb = run.task === null ? undefined : verbs[run.task];
+    const verb = verbs[run.task ?? "chat"];
     if (verb !== undefined) context.say(`Try it: fettle ${verb} ${run.fine_tuned_model} "…"`);
     return exitCodes.ok;
   }

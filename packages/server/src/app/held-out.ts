@@ -43,10 +43,10 @@ export async function readHeldOut(blobs: Pick<Blobs, "get">, runId: string): Pro
   return JSON.parse(Buffer.concat(parts).toString("utf8")) as HeldOut;
 }
 
-/** The same rows and seed give the same split. Running it again writes the same bytes. */
+/** The same rows and split give the same files. Running it again writes the same bytes. */
 export async function surveyRows(
   blobs: Blobs,
-  run: Pick<Run, "id" | "trainingFile" | "validationFile" | "seed">,
+  run: Pick<Run, "id" | "trainingFile" | "validationFile" | "seed" | "split">,
 ): Promise<RowFacts> {
   const pass = await firstPass(blobs, run.trainingFile);
   if (run.validationFile !== null) {
@@ -54,7 +54,8 @@ export async function surveyRows(
     return { ...pass.facts(() => true), numValidationRows, numLeaked };
   }
   if (pass.keys.length < minRowsToSplit) return { ...pass.facts(() => true), numValidationRows: 0, numLeaked: 0 };
-  const held = holdOut({ keys: pass.keys, strata: pass.strata(), fraction, maxRows: maxHeldOutRows, seed: run.seed });
+  const seed = run.split?.seed ?? run.seed;
+  const held = holdOut({ keys: pass.keys, strata: pass.strata(), fraction, maxRows: maxHeldOutRows, seed });
   const numValidationRows = held.reduce((sum, one) => sum + one, 0);
   const facts = { ...pass.facts((row) => held[row] === 0), numValidationRows, numLeaked: 0 };
   if (numValidationRows === 0) return facts;

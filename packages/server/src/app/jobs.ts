@@ -1,6 +1,6 @@
 /** Runs: starting one and steering it. The OpenAI surface calls them fine-tuning jobs; both surfaces come here. */
 import type { CreateRun } from "@fettle/contract";
-import { type Run, type RunAction, type RunEvent, type RunRequest, transition } from "../domain/job.js";
+import { type Run, type RunAction, type RunEvent, type RunRequest, type Split, transition } from "../domain/job.js";
 import { shapeConflict } from "../domain/adapter-shape.js";
 import { AppError } from "../domain/error.js";
 import { adapterOf } from "./adapter-of.js";
@@ -10,6 +10,9 @@ import { artefactFolder, type ResolvedModel, resolveModel } from "./models.js";
 import type { CheckpointRecord, FileRecord, NewRunEvent, Page, PageRequest } from "./ports.js";
 
 export interface NewRun {
+  /** Given by who must find it again after a crash: a run of this id that is there already is left as it is. */
+  id?: string;
+  split?: Split;
   projectId: string;
   model: string;
   trainingFile: string;
@@ -23,21 +26,14 @@ export interface NewRun {
   pathOf(name: string): string;
 }
 
-type RunDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">;
+export type RunDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">;
 
 /** Checks in this order: model, an adapter's shape, files; ranges were checked at the door. The rest (rows, memory) is checked while `validating_files`. */
 export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
-  const model = await resolveModel(deps, { projectId: input.projectId, name: input.model });
-  // A checkpoint to begin with must outlast the pruning of its own run.
-  if (model.tuned !== null) await artefactFolder(deps, model.name, model.tuned);
-  await keepsShape(deps, input, model);
-  await usableFile(deps, { projectId: input.projectId, fileId: input.trainingFile, param: "training_file" });
-  if (input.validationFile !== null) {
-    await usableFile(deps, { projectId: input.projectId, fileId: input.validationFile, param: "validation_file" });
-  }
+  const model = await checkStart(deps, input);
   const now = deps.clock.now();
   const run: Run = {
-    id: deps.ids.make("ftjob-"),
+    id: input.id ?? deps.ids.make("ftjob-"),
     projectId: input.projectId,
     createdAt: now,
     status: "validating_files",
@@ -48,6 +44,7 @@ export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
     trainingFile: input.trainingFile,
     validationFile: input.validationFile,
     seed: input.seed ?? randomSeed(deps),
+    ...(input.split !== undefined && { split: input.split }),
     metadata: input.metadata,
     request: input.request,
     task: null,
@@ -83,11 +80,31 @@ export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
   return run;
 }
 
+/** What can be told before a run is made. */
+export async function checkStart(
+  deps: RunDeps,
+  input: Pick<NewRun, "projectId" | "model" | "trainingFile" | "validationFile" | "request" | "pathOf">,
+): Promise<ResolvedModel> {
+  const model = await resolveModel(deps, { projectId: input.projectId, name: input.model });
+  // A checkpoint to begin with must outlast the pruning of its own run.
+  if (model.tuned !== null) await artefactFolder(deps, model.name, model.tuned);
+  await keepsShape(deps, input, model);
+  await usableFile(deps, { projectId: input.projectId, fileId: input.trainingFile, param: "training_file" });
+  if (input.validationFile !== null) {
+    await usableFile(deps, { projectId: input.projectId, fileId: input.validationFile, param: "validation_file" });
+  }
+  return model;
+}
+
 /** The richer request of our own API. */
 export async function createOwnRun(deps: RunDeps, input: { projectId: string; request: CreateRun }): Promise<Run> {
-  const { request } = input;
-  return createRun(deps, {
-    projectId: input.projectId,
+  return createRun(deps, ownRun(input));
+}
+
+/** A request of our own API in the words of use cases. */
+export function ownRun({ projectId, request }: { projectId: string; request: CreateRun }): NewRun {
+  return {
+    projectId,
     model: request.model,
     trainingFile: request.training_file,
     validationFile: request.validation_file ?? null,
@@ -102,11 +119,15 @@ export async function createOwnRun(deps: RunDeps, input: { projectId: string; re
     },
     warnings: [],
     pathOf: (name) => `hyperparameters.${name}`,
-  });
+  };
 }
 
 /** A run that goes on from an adapter cannot ask for another rank, alpha or other layers. */
-async function keepsShape(deps: RunDeps, input: NewRun, model: ResolvedModel): Promise<void> {
+async function keepsShape(
+  deps: RunDeps,
+  input: Pick<NewRun, "projectId" | "request" | "pathOf">,
+  model: ResolvedModel,
+): Promise<void> {
   const adapter = await adapterOf(deps, { projectId: input.projectId, model });
   const conflict = adapter && shapeConflict(adapter, input.request.hyperparameters);
   if (conflict !== null)
@@ -119,9 +140,10 @@ export function withoutUndefined<T extends object>(values: T): { [K in keyof T]:
   };
 }
 
-const randomSeed = (deps: Pick<AppDeps, "ids">): number => Buffer.from(deps.ids.bytes(4)).readUInt32LE(0) & 0x7fffffff;
+export const randomSeed = (deps: Pick<AppDeps, "ids">): number =>
+  Buffer.from(deps.ids.bytes(4)).readUInt32LE(0) & 0x7fffffff;
 
-function event(
+export function event(
   deps: Pick<AppDeps, "clock" | "ids">,
   input: { key: string; message: string; level?: NewRunEvent["level"] },
 ): NewRunEvent {

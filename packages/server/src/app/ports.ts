@@ -18,6 +18,9 @@ import type {
   TrainSpec,
 } from "@fettle/contract";
 import type { Run, RunEvent, RunStatus } from "../domain/job.js";
+import type { Values } from "../domain/search-space.js";
+import type { Evaluation, Sweep } from "../domain/sweep.js";
+import type { Question } from "../domain/sweep-question.js";
 
 export interface Clock {
   /** Milliseconds since 1970. */
@@ -205,12 +208,17 @@ export interface Lease {
 export class StaleLease extends Error {}
 
 export interface RunStore {
-  /** Inserts the run with its first event, in one transaction; refuses when a file of it is deleted meanwhile. */
-  create(run: Run, events: NewRunEvent[]): Promise<"created" | "file_gone">;
+  /**
+   * Inserts the run with its first event, in one transaction; refuses when a file of it is deleted meanwhile.
+   * "exists": a run of this id is there already, and stays as it is.
+   */
+  create(run: Run, events: NewRunEvent[]): Promise<"created" | "file_gone" | "exists">;
   get(projectId: string, id: string): Promise<Run | null>;
   list(projectId: string, page: PageRequest & { metadata?: Record<string, string> | undefined }): Promise<Page<Run>>;
   /** All runs of all projects with one of these statuses, oldest first (for the dispatcher). */
   withStatus(statuses: readonly RunStatus[]): Promise<Run[]>;
+  /** Those of these ids that there are, with their evaluations in the order of their steps. */
+  evaluated(ids: readonly string[]): Promise<Map<string, { run: Run; evaluations: Evaluation[] }>>;
   /** The runs of a project that succeeded, the newest first. */
   succeeded(projectId: string, limit: number): Promise<Run[]>;
   /**
@@ -271,6 +279,16 @@ export interface NewRunEvent {
   data: Record<string, unknown> | null;
 }
 
+export interface SweepStore {
+  create(sweep: Sweep): Promise<void>;
+  get(projectId: string, id: string): Promise<Sweep | null>;
+  list(projectId: string, page: PageRequest): Promise<Page<Sweep>>;
+  /** Of all projects, those that have not ended, oldest first. */
+  unended(): Promise<Sweep[]>;
+  /** Reads it FOR UPDATE, applies `change` (pure) and writes; null: nothing is written, and null is the answer. */
+  update(id: string, change: (sweep: Sweep) => Sweep | null): Promise<Sweep | null>;
+}
+
 export interface ModelStore {
   get(projectId: string, name: string): Promise<ModelRecord | null>;
   list(projectId: string): Promise<ModelRecord[]>;
@@ -301,6 +319,7 @@ export interface Store {
   files: FileStore;
   uploads: UploadStore;
   runs: RunStore;
+  sweeps: SweepStore;
   models: ModelStore;
   idempotency: IdempotencyStore;
   /** True when the database answers. */
@@ -487,6 +506,14 @@ export interface Exporter {
   write(input: ExportInput, options: { signal: AbortSignal; doing: (what: string) => void }): Promise<void>;
   /** Ends what is being written. */
   close(): Promise<void>;
+}
+
+/** The same question has the same answer. Rejects when there is none. */
+export interface Tuner {
+  /** One configuration within the dimensions. */
+  suggest(question: Question): Promise<Values>;
+  /** Shares of 1 by name, the largest first; empty when all scored alike. */
+  importance(question: Question): Promise<Record<string, number>>;
 }
 
 /** Durable background work (DBOS): each job runs at least once, its effect is idempotent. */

@@ -24,6 +24,11 @@ export interface RunRequest {
   integrations: unknown[] | null;
 }
 
+/** Given by what compares runs: those with the same split are judged by the same rows. */
+export interface Split {
+  seed: number;
+}
+
 export interface Estimate {
   seconds: [least: number, most: number];
   memoryBytes: number;
@@ -48,6 +53,8 @@ export interface Run {
   trainingFile: string;
   validationFile: string | null;
   seed: number;
+  /** Which rows are held out; absent: as the run's own seed says. */
+  split?: Split;
   metadata: Record<string, string> | null;
   request: RunRequest;
   /** Resolved when the run leaves `validating_files`. */

@@ -13,6 +13,7 @@ import { ownModelRoutes } from "./api/models.js";
 import { predictionRoutes } from "./api/predictions.js";
 import { runRoutes } from "./api/runs.js";
 import { statusRoutes } from "./api/status.js";
+import { sweepRoutes } from "./api/sweeps.js";
 import { presentedKey } from "./auth.js";
 import type { HttpDeps, HttpEnv } from "./deps.js";
 import { endpoint, type Router } from "./endpoint.js";
@@ -52,7 +53,7 @@ export function createApp(deps: HttpDeps): Router {
     embeddingRoutes,
   ])
     routes(router);
-  for (const routes of [runRoutes, dataRoutes, ownModelRoutes, predictionRoutes, keyRoutes, statusRoutes])
+  for (const routes of [runRoutes, sweepRoutes, dataRoutes, ownModelRoutes, predictionRoutes, keyRoutes, statusRoutes])
     routes(router);
   documentRoute(router);
   app.notFound((context) => {

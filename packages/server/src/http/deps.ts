@@ -9,6 +9,8 @@ export interface HttpSettings {
   allowedHosts: readonly string[];
   /** The data folder, for the free space in the status. */
   home: string;
+  /** What an hour of this machine costs; 0: not known. */
+  pricePerHour: number;
 }
 
 export interface HttpDeps extends AppDeps {

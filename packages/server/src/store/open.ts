@@ -9,6 +9,7 @@ import { modelStore } from "./models.js";
 import { startPostgres } from "./postgres.js";
 import { openRunFeed } from "./run-feed.js";
 import { runStore } from "./runs.js";
+import { sweepStore } from "./sweeps.js";
 import { uploadStore } from "./uploads.js";
 
 export interface OpenStore {
@@ -51,6 +52,7 @@ export async function connectStore(url: string): Promise<Store> {
     files: fileStore(database),
     uploads: uploadStore(database),
     runs: runStore(database, feed),
+    sweeps: sweepStore(database),
     models: modelStore(database),
     idempotency: idempotencyStore(database),
     ping: async () => {

@@ -1,6 +1,7 @@
 /** The event log of a run: appended once per key, numbered without a gap. */
 import type { NewRunEvent, Page } from "../app/ports.js";
 import type { RunEvent } from "../domain/job.js";
+import type { Evaluation } from "../domain/sweep.js";
 import { cleanText, type Sql, toJson } from "./database.js";
 
 interface EventRow {
@@ -83,4 +84,22 @@ export async function readEvents(sql: Sql, request: EventsRequest): Promise<Page
     values,
   );
   return { data: rows.slice(0, request.limit).map(record), hasMore: rows.length > request.limit };
+}
+
+/** Of runs, in the order of their steps. */
+export async function readEvaluations(sql: Sql, runIds: readonly string[]): Promise<Map<string, Evaluation[]>> {
+  const rows = await sql.rows<EventRow>(
+    "select * from fettle.run_events where run_id = any($1) and key like 'evaluation:%' order by run_id, seq",
+    [runIds],
+  );
+  const found = new Map<string, Evaluation[]>();
+  for (const { run_id, created_at, data } of rows) {
+    const { step, valid_loss, best, total_steps: _, ...rest } = data ?? {};
+    if (typeof step !== "number" || typeof valid_loss !== "number") continue;
+    const metrics = Object.entries(rest).filter((pair): pair is [string, number] => typeof pair[1] === "number");
+    const own = found.get(run_id) ?? [];
+    own.push({ step, at: created_at, loss: valid_loss, best: best === true, metrics: Object.fromEntries(metrics) });
+    found.set(run_id, own);
+  }
+  return found;
 }

@@ -6,7 +6,7 @@ import { insertFile } from "./files.js";
 import { acquireLease, releaseLease, renewLease } from "./leases.js";
 import { type CheckpointRow, checkpointRecord, insertModel } from "./models.js";
 import { readPage } from "./page.js";
-import { appendEvents, readEvents } from "./run-events.js";
+import { appendEvents, readEvaluations, readEvents } from "./run-events.js";
 import type { RunFeed } from "./run-feed.js";
 
 interface RunRow {
@@ -37,6 +37,7 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
         ])
       ).map((row) => row.record);
     },
+    evaluated: (ids) => readEvaluated(database, ids),
     async succeeded(projectId, limit) {
       const sql =
         "select record from fettle.runs where project_id = $1 and status = 'succeeded' order by position desc limit $2";
@@ -65,17 +66,27 @@ async function createRun(
   sql: Sql,
   run: Run,
   events: Parameters<RunStore["create"]>[1],
-): Promise<"created" | "file_gone"> {
+): ReturnType<RunStore["create"]> {
   const files = [...new Set([run.trainingFile, ...(run.validationFile === null ? [] : [run.validationFile])])];
   const present = await sql.rows(
     "select 1 from fettle.files where project_id = $1 and id = any($2) and deleted_at is null for share",
     [run.projectId, files],
   );
   if (present.length < files.length) return "file_gone";
-  await sql.run("insert into fettle.runs (id, record) values ($1, $2)", [run.id, toJson(run)]);
+  const inserted = await sql.run("insert into fettle.runs (id, record) values ($1, $2) on conflict (id) do nothing", [
+    run.id,
+    toJson(run),
+  ]);
+  if (inserted === 0) return "exists";
   await appendEvents(sql, run.id, events);
   await tell(sql, run.id);
   return "created";
+}
+
+async function readEvaluated(sql: Sql, ids: readonly string[]): ReturnType<RunStore["evaluated"]> {
+  const runs = await sql.rows<RunRow>("select record from fettle.runs where id = any($1)", [ids]);
+  const evaluations = await readEvaluations(sql, ids);
+  return new Map(runs.map(({ record }) => [record.id, { run: record, evaluations: evaluations.get(record.id) ?? [] }]));
 }
 
 async function listRuns(

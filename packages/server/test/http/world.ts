@@ -136,7 +136,7 @@ export async function createWorld(): Promise<World> {
     clock,
     ids: systemIds,
     log,
-    settings: { version: "0.1.0", startedAt: clock.now(), allowedHosts: ["fettle.example.org"], home },
+    settings: { version: "0.1.0", startedAt: clock.now(), allowedHosts: ["fettle.example.org"], home, pricePerHour: 3 },
   };
   const router = createApp(deps);
   const newKey = async (projectId: string, role: "admin" | "member" = "member"): Promise<string> =>

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ApiKeyRecord, Store, UploadRecord } from "../../src/app/ports.js";
 import { connectStore } from "../../src/store/open.js";
 import { createTestDatabase, type TestDatabase } from "../database.js";
-import { freshId, sampleFile, storedRun } from "./samples.js";
+import { eventually, freshId, sampleEvent, sampleFile, sampleSweep, storedRun } from "./samples.js";
 
 let database: TestDatabase;
 let store: Store;
@@ -172,4 +172,50 @@ it("says whether the database answers", async () => {
   const closed = await connectStore(database.url);
   await closed.close();
   expect(await closed.ping()).toBe(false);
+});
+
+describe("sweeps", () => {
+  it("is kept, listed, changed and found until it has ended, within its project", async () => {
+    const [first, second] = [sampleSweep(), sampleSweep({ status: "cancelling" })];
+    await store.sweeps.create(first);
+    await store.sweeps.create(second);
+    await store.sweeps.create(sampleSweep({ projectId: "proj_b", status: "succeeded" }));
+    expect(await store.sweeps.get("proj_a", first.id)).toEqual(first);
+    expect(await store.sweeps.get("proj_b", first.id)).toBeNull();
+    const page = await store.sweeps.list("proj_a", { limit: 1 });
+    expect([page.data[0]?.id, page.hasMore]).toEqual([second.id, true]);
+    const told: string[] = [];
+    const stop = store.runs.onChange((id) => told.push(id));
+    const ended = await eventually("a change that is told", async () => {
+      const changed = await store.sweeps.update(first.id, (now) => ({ ...now, status: "failed" }));
+      return told.includes(first.id) && changed;
+    });
+    stop();
+    expect(ended).toEqual({ ...first, status: "failed" });
+    expect(await store.sweeps.update(second.id, () => null)).toBeNull();
+    expect(await store.sweeps.update("sweep-none", (now) => now)).toBeNull();
+    expect((await store.sweeps.unended()).map(({ id }) => id)).toEqual([second.id]);
+  });
+
+  it("is told the evaluations of its runs, in order; a run of a known id is not made again", async () => {
+    const run = await storedRun(store);
+    const data = { step: 2, total_steps: 4, valid_loss: 0.5, accuracy: 0.75, best: true };
+    const events = [
+      sampleEvent("evaluation:2", { data, createdAt: 10 }),
+      sampleEvent("evaluation:4", { data: { ...data, step: 4, best: false }, createdAt: 20 }),
+      sampleEvent("step:4", { data: { step: 4, train_loss: 1 } }),
+    ];
+    await store.runs.update(run.id, (now) => ({ run: now, events }));
+    const found = await store.runs.evaluated([run.id, "ftjob-none"]);
+    expect([...found.keys()]).toEqual([run.id]);
+    expect(found.get(run.id)).toEqual({
+      run,
+      evaluations: [
+        { step: 2, at: 10, loss: 0.5, best: true, metrics: { accuracy: 0.75 } },
+        { step: 4, at: 20, loss: 0.5, best: false, metrics: { accuracy: 0.75 } },
+      ],
+    });
+    expect(await store.runs.create({ ...run, seed: 99 }, [sampleEvent("created")])).toBe("exists");
+    expect((await store.runs.get("proj_a", run.id))?.seed).toBe(run.seed);
+  });
 });

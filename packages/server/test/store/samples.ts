@@ -2,6 +2,7 @@
 import { randomBytes } from "node:crypto";
 import type { FileRecord, NewRunEvent, Store } from "../../src/app/ports.js";
 import type { Run } from "../../src/domain/job.js";
+import type { Sweep } from "../../src/domain/sweep.js";
 
 export const freshId = (prefix: string): string => `${prefix}${randomBytes(12).toString("hex")}`;
 
@@ -54,6 +55,33 @@ export function sampleRun(change: Partial<Run> = {}): Run {
     resultFile: null,
     error: null,
     waiting: null,
+    ...change,
+  };
+}
+
+export function sampleSweep(change: Partial<Sweep> = {}): Sweep {
+  return {
+    id: freshId("sweep-"),
+    projectId: "proj_a",
+    createdAt: 1_700_000_000,
+    finishedAt: null,
+    status: "running",
+    model: "tiny",
+    trainingFile: "file-missing",
+    validationFile: null,
+    metadata: null,
+    request: { suffix: null, task: null, method: null, hyperparameters: {}, integrations: null },
+    seed: 7,
+    space: { learning_rate: { min: 1e-5, max: 1e-1, log: true } },
+    search: "random",
+    pruning: "none",
+    budget: { trials: 6, minutes: null, money: null, pricePerHour: 0 },
+    metric: { name: "valid_loss", direction: "minimize" },
+    parallel: null,
+    repeats: 2,
+    plans: [],
+    importance: null,
+    error: null,
     ...change,
   };
 }
