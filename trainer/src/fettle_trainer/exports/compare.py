@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,14 +14,12 @@ import transformers
 from transformers import modeling_gguf_pytorch_utils
 
 from ..artefact import load_artefact
-from ..collate import Collator
 from ..data import TokenRows
 from ..failure import TrainFailure
 from ..models import Loaded, load_prompts
-from ..spec import Task
 from ..tensor_files import read_metadata, read_tensors, write_tensors
-from .onnx_model import ONNX_FILE, OnnxModel
-from .sample import Sample, Score, agreement, score, score_of
+from .onnx_model import OnnxModel
+from .sample import Asking, Sample, Score, agreement, score, score_of
 
 Form = Literal["safetensors", "merged", "gguf", "onnx"]
 
@@ -43,23 +41,21 @@ _UNTOLD = (
 @dataclass(frozen=True, slots=True)
 class Measured:
     """`difference`: largest one of a logit to what was to be written; None where only the quality is asked.
-    `agreement`: to the model before anything was taken from it."""
+    `change` and `agreement`: to the model before anything was taken from it."""
 
     difference: float | None
+    change: float
     agreement: float
     loss: float
     accuracy: float
+    metrics: dict[str, float]
 
 
-def write_probe(path: Path, sample: Sample, collate: Collator, before: Score, expected: Score | None) -> None:
+def write_probe(path: Path, sample: Sample, asking: Asking, before: Score, expected: Score | None) -> None:
     tensors = {**sample.rows.tensors(), "before": before.logits_NV}
     if expected is not None:
         tensors["expected"] = expected.logits_NV
-    write_tensors(
-        path,
-        tensors,
-        {"task": collate.task, "pad_id": str(collate.pad_id), "start_id": str(collate.start_id)},
-    )
+    write_tensors(path, tensors, {"asking": json.dumps(asdict(asking))})
 
 
 def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
@@ -90,13 +86,14 @@ def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Pa
 
 def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
     """In this process. Raises TrainFailure (`artefact_mismatch`)."""
-    told = read_metadata(probe)
-    task = cast("Task", told["task"])
+    asking = Asking(**json.loads(read_metadata(probe)["asking"]))
     stored = read_tensors(probe)
     rows, before = TokenRows.of(stored), stored["before"]
-    found = (
-        _onnx_score(folder, told, rows) if form == "onnx" else score(_loaded(form, folder, base), task, rows)
-    )
+    if form == "onnx":
+        graph = OnnxModel(folder)
+        found = score_of(rows, asking, lambda _, batch: graph.answers(batch, asking))
+    else:
+        found = score(_loaded(form, folder, base), asking, rows)
     if not bool(torch.isfinite(found.logits_NV).all()):
         raise mismatch("some of its answers are no numbers")
     difference = None
@@ -106,7 +103,9 @@ def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
         allowed = _TOLERANCE[form] * max(1.0, float(expected.abs().max()))
         if difference > allowed:
             raise mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
-    return Measured(difference, agreement(found.logits_NV, before), found.loss, found.accuracy)
+    change = float((found.logits_NV - before).abs().max())
+    same = agreement(asking, found.logits_NV, before)
+    return Measured(difference, change, same, found.loss, found.accuracy, found.metrics)
 
 
 def mismatch(why: str) -> TrainFailure:
@@ -119,13 +118,6 @@ def mismatch(why: str) -> TrainFailure:
 
 def _loaded(form: Form, folder: Path, base: Path) -> Loaded:
     return _read_gguf(folder, base) if form == "gguf" else load_artefact(folder, base, torch.float32)
-
-
-def _onnx_score(folder: Path, told: dict[str, str], rows: TokenRows) -> Score:
-    task = cast("Task", told["task"])
-    collate = Collator(task, packed=False, pad_id=int(told["pad_id"]), start_id=int(told["start_id"]))
-    model = OnnxModel(folder / ONNX_FILE)
-    return score_of(rows, collate, lambda _, batch: model.answers(batch, task))
 
 
 def _read_gguf(folder: Path, base: Path) -> Loaded:

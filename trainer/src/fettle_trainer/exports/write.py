@@ -17,19 +17,19 @@ import torch
 
 from .. import adapter_kinds
 from ..adapters import LoraSettings
-from ..artefact import load_artefact, save_model, write_json, written_whole
-from ..collate import Collator
+from ..artefact import load_artefact, save_model, write_json, write_pooling, written_whole
 from ..failure import TrainFailure
 from ..models import Loaded
 from ..spec import Task
+from ..tasks import objective_of
 from .compare import GGUF_FILE, Form, Measured, measured_in_fresh_process, mismatch, write_probe
 from .gguf_model import GgufType, as_stored, check_gguf, write_gguf
 from .modelfile import modelfile
-from .onnx_model import ONNX_FILE, OnnxModel, arrays_of, quantize_int8, require_onnx, write_onnx
+from .onnx_model import OnnxModel, arrays_of, quantize_int8, require_onnx, write_onnx
 from .prune import prune
 from .readme import MODELFILE, REPORT_FILE, vllm_command, write_readme
 from .refusal import not_possible
-from .sample import Score, sample_of, score
+from .sample import Asking, Score, sample_of, score
 from .speed import Speed, compared
 
 QUANTIZATIONS: dict[Form, tuple[str, ...]] = {
@@ -88,9 +88,7 @@ class _Export:
         tell("loading the model")
         self._loaded = load_artefact(request.source, request.base, torch.float32)
         labels = self._facts["labels"]
-        self._collate = Collator(
-            self._task, packed=False, pad_id=self._loaded.pad_id, start_id=self._loaded.start_id
-        )
+        self._asking = Asking.of(self._loaded, self._facts)
         # What is written for a while lies beside the export: who kills us takes that folder away.
         self._scratch = request.out.parent
         self._sample = sample_of(
@@ -114,7 +112,7 @@ class _Export:
             raise TrainFailure("value_out_of_range", f"prune is {share}.", "Give a share from 0 to below 1.")
         if form == "onnx":
             require_onnx()
-        if form == "gguf" and self._task != "chat":
+        if form == "gguf" and objective_of(self._task).auto_class != "AutoModelForCausalLM":
             raise not_possible(form, f"llama.cpp writes text, and this model's task is {self._task}")
 
     def report(self) -> dict[str, Any]:
@@ -135,7 +133,7 @@ class _Export:
         return report
 
     def _score(self, loaded: Loaded) -> Score:
-        return score(loaded, self._task, self._sample.rows)
+        return score(loaded, self._asking, self._sample.rows)
 
     def _prune(self) -> None:
         self._tell("pruning")
@@ -158,6 +156,8 @@ class _Export:
                 shutil.copytree(request.source, folder, dirs_exist_ok=True)
             case "merged":
                 save_model(loaded.model, loaded.prompts.raw, folder)
+                if self._asking.objective.reads == "vectors":
+                    write_pooling(folder, loaded)
                 method = "merged" if loaded.adapter is not None else self._facts["method"]
                 write_json(folder / "fettle.json", {**self._facts, "method": method})
             case "gguf":
@@ -168,20 +168,24 @@ class _Export:
 
     def _write_onnx(self, folder: Path) -> Score | None:
         """int8: no exact answer is known, its loss of quality is what is told."""
-        loaded, path = self._loaded, folder / ONNX_FILE
+        loaded, reads = self._loaded, self._asking.objective.reads
         loaded.prompts.raw.save_pretrained(str(folder))
         loaded.model.config.save_pretrained(folder)
+        if reads == "vectors":
+            write_pooling(folder, loaded)
         write_json(folder / "fettle.json", self._facts)
+        if reads == "vocabulary":
+            self._notes.append("No keys and values are kept: each call reads all that is written so far.")
         if self._request.quantize is None:
-            write_onnx(loaded, path)
+            write_onnx(loaded, folder, reads)
             return self._score(loaded)
         with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
-            whole = Path(scratch) / ONNX_FILE
-            write_onnx(loaded, whole)
-            quantize_int8(whole, path)
-            models = [OnnxModel(whole), OnnxModel(path)]
-        inputs = arrays_of(self._collate(self._sample.rows, [0]))
-        self._speed = compared(lambda: models[0].run(inputs), lambda: models[1].run(inputs))
+            write_onnx(loaded, Path(scratch), reads)
+            quantize_int8(Path(scratch), folder)
+            whole, small = OnnxModel(Path(scratch)), OnnxModel(folder)
+        self._notes.append(f"Its graphs take {small.bytes / whole.bytes:.0%} of their bytes in fp32.")
+        inputs = arrays_of(self._asking.collate(self._sample.rows, [0]))
+        self._speed = compared(lambda: whole.run(inputs), lambda: small.run(inputs))
         return None
 
     def _write_gguf(self, folder: Path) -> None:
@@ -207,13 +211,14 @@ class _Export:
         request, loaded = self._request, self._loaded
         with tempfile.TemporaryDirectory(dir=self._scratch) as temporary:
             probe = Path(temporary) / "probe.safetensors"
-            write_probe(probe, self._sample, self._collate, before, expected)
+            write_probe(probe, self._sample, self._asking, before, expected)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
         adapter = loaded.adapter if request.form == "safetensors" else None
         lora = adapter if isinstance(adapter, LoraSettings) and not adapter.dora else None
         # vLLM takes no other adapters than those; merged, they are models like any other.
         is_known = adapter is None or lora is not None
-        is_served = self._task == "chat" and request.form in ("safetensors", "merged") and is_known
+        writes = objective_of(self._task).auto_class == "AutoModelForCausalLM"
+        is_served = writes and request.form in ("safetensors", "merged") and is_known
         vllm = vllm_command(
             name=request.name,
             base_name=str(self._facts["base_model"]),
@@ -228,12 +233,14 @@ class _Export:
             "sample": self._sample.source,
             "rows": len(self._sample.rows),
             "positions": before.logits_NV.shape[0],
-            "before": {"loss": before.loss, "accuracy": before.accuracy},
+            "before": {"loss": before.loss, "accuracy": before.accuracy, "metrics": before.metrics},
             "after": {
                 "max_abs_diff": after.difference,
+                "max_abs_change": after.change,
                 "agreement": after.agreement,
                 "loss": after.loss,
                 "accuracy": after.accuracy,
+                "metrics": after.metrics,
             },
             "speed": None if self._speed is None else asdict(self._speed),
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

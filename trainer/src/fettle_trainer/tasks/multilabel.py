@@ -64,6 +64,9 @@ class Multilabel(Objective):
         right_N = ((logits_NV > 0) == targets_NV.bool()).all(dim=-1)
         return LossSum(total, int(right_N.sum()))
 
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return ((one_NV > 0) == (other_NV > 0)).all(dim=-1)
+
     def scores(self) -> Scores:
         return _LabelScores()
 

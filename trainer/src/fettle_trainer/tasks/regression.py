@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A guess counts as right within half a standard deviation of the training rows.
 _NEAR = 0.5
+# Two models give the same number within this part of it.
+_SAME = 0.05
 
 
 class Regression(Objective):
@@ -62,6 +64,9 @@ class Regression(Objective):
         goals_N = ((batch.targets_N - self._mean) / self._std).float()
         apart_N = logits_NV[:, 0].float() - goals_N
         return LossSum(apart_N.square().sum(), int((apart_N.abs() < _NEAR).sum()))
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return (one_NV - other_NV)[:, 0].abs() < _SAME
 
     def scores(self) -> Scores:
         return _NumberScores(self._mean, self._std)
