@@ -22,21 +22,24 @@ const largest = (some: number[], others: number[]): number =>
   some.reduce((worst, value, index) => Math.max(worst, Math.abs(value - (others[index] ?? Number.NaN))), 0);
 
 describe("llama.cpp", () => {
-  it.each([0, 1, 2])("reads GGUF number %i of three: f16 writes what ours writes, the others are measured", async (n) => {
-    const { text } = models;
-    const exported = text.gguf[n];
-    if (exported === undefined) throw new Error("not exported");
-    const { quantize, after } = exported.report;
-    const written = await askLlama(join(exported.folder, "model.gguf"), text);
-    const same = written.filter(({ answer }, index) => answer === text.answers[index]).length;
-    tell(
-      `${quantize}: ${same} of ${written.length} greedy answers are ours; same token at ${(after.agreement * 100).toFixed(1)} % of positions`,
-    );
-    // Prompts are cut alike whatever the weights are.
-    expect(written.map(({ tokens }) => tokens)).toEqual(text.prompts.map(({ ids }) => ids));
-    if (quantize === "f16") expect(written.map(({ answer }) => answer)).toEqual(text.answers);
-    else expect(same).toBeGreaterThan(0);
-  });
+  it.each([0, 1, 2])(
+    "reads GGUF number %i of three: f16 writes what ours writes, the others are measured",
+    async (n) => {
+      const { text } = models;
+      const exported = text.gguf[n];
+      if (exported === undefined) throw new Error("not exported");
+      const { quantize, after } = exported.report;
+      const written = await askLlama(join(exported.folder, "model.gguf"), text);
+      const same = written.filter(({ answer }, index) => answer === text.answers[index]).length;
+      tell(
+        `${quantize}: ${same} of ${written.length} greedy answers are ours; same token at ${(after.agreement * 100).toFixed(1)} % of positions`,
+      );
+      // Prompts are cut alike whatever the weights are.
+      expect(written.map(({ tokens }) => tokens)).toEqual(text.prompts.map(({ ids }) => ids));
+      if (quantize === "f16") expect(written.map(({ answer }) => answer)).toEqual(text.answers);
+      else expect(same).toBeGreaterThan(0);
+    },
+  );
 
   it("had something to say", () => {
     expect(new Set(models.text.answers).size).toBeGreaterThan(5);
@@ -70,7 +73,9 @@ describe("onnxruntime-web in Chromium", () => {
       worst = Math.max(worst, largest(found, logits));
       same += Number(top(found) === top(logits));
     }
-    tell(`int8: largest difference of a logit ${worst.toExponential(1)}, same class ${same} of ${models.classes.cases.length}`);
+    tell(
+      `int8: largest difference of a logit ${worst.toExponential(1)}, same class ${same} of ${models.classes.cases.length}`,
+    );
     expect(worst).toBeGreaterThan(0);
     expect(worst).toBeLessThan(0.5);
   });

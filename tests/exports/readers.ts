@@ -18,7 +18,11 @@ export type Feeds = Record<string, number[][]>;
 
 export interface Exported {
   folder: string;
-  report: { quantize: string | null; after: { agreement: number; max_abs_change: number }; speed: { gain: number } | null };
+  report: {
+    quantize: string | null;
+    after: { agreement: number; max_abs_change: number };
+    speed: { gain: number } | null;
+  };
 }
 
 interface Graphs {
@@ -121,7 +125,9 @@ export async function openBrowser(models: string): Promise<InBrowser | null> {
   };
   const server = createServer((request, response) => {
     const path = decodeURIComponent(request.url ?? "/");
-    const file = path.startsWith("/ort/") ? join(modules, "onnxruntime-web", "dist", path.slice(5)) : join(models, path);
+    const file = path.startsWith("/ort/")
+      ? join(modules, "onnxruntime-web", "dist", path.slice(5))
+      : join(models, path);
     const type = path.endsWith("js") ? "text/javascript" : path.endsWith("wasm") ? "application/wasm" : undefined;
     if (path === "/") response.writeHead(200, { "content-type": "text/html" }).end(html);
     else if (!existsSync(file)) response.writeHead(404).end();

@@ -56,11 +56,12 @@ def _text(folder: Path) -> dict[str, Any]:
         [{"id": f"{n}", **GREEDY, "prompt": {"messages": messages}} for n, messages in enumerate(asked)]
     )
     client.close()
-    feeds = [{"input_ids": torch.tensor([one]), "attention_mask": torch.ones(1, len(one)).long()} for one in ids[:3]]
+    feeds = [
+        {"input_ids": torch.tensor([one]), "attention_mask": torch.ones(1, len(one)).long()}
+        for one in ids[:3]
+    ]
     return {
-        "prompts": [
-            {"ids": one, "text": prompts.raw.decode(one, skip_special_tokens=False)} for one in ids
-        ],
+        "prompts": [{"ids": one, "text": prompts.raw.decode(one, skip_special_tokens=False)} for one in ids],
         "answers": [text_of(said[f"{n}"]) for n in range(len(asked))],
         "max_tokens": GREEDY["max_tokens"],
         "stop_id": 3,

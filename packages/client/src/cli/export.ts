@@ -70,7 +70,7 @@ function comparison({ sample, rows, positions, before, after, speed, vllm, notes
     lines.push(
       `loss ${before.loss.toFixed(4)} before, ${after.loss.toFixed(4)} after; accuracy ${percent(before.accuracy)} before, ${percent(after.accuracy)} after`,
     );
-    for (const [name, value] of Object.entries(before.metrics))
+    for (const [name, value] of Object.entries(before.metrics).filter(([one]) => one !== "accuracy"))
       lines.push(`${name} ${value.toPrecision(4)} before, ${after.metrics[name]?.toPrecision(4) ?? "?"} after`);
   }
   if (speed !== null)

@@ -95,9 +95,9 @@ test("a model tuned whole is its own base", async () => {
 
 test("what writes text becomes a GGUF whatever it learnt from; what does not becomes ONNX", async () => {
   const preference = await tunedRun(world, { task: "preference" });
-  expect((await request(preference.model, "?format=gguf")).status).toBe(200);
+  await exported(await request(preference.model, "?format=gguf"));
   const classes = await tunedRun(world, { task: "classification" });
-  expect((await request(classes.model, "?format=onnx&quantize=int8")).status).toBe(200);
+  await exported(await request(classes.model, "?format=onnx&quantize=int8"));
   expect(world.exporter.writes).toMatchObject([{ format: "gguf" }, { format: "onnx", quantize: "int8" }]);
   const answer = await world.send("GET", `/api/models/${encodeURIComponent(classes.model)}/export?format=gguf`);
   expect([answer.status, answer.json.error.code]).toEqual([400, "export_not_possible"]);

@@ -196,8 +196,9 @@ def _parts(loaded: Loaded, reads: Reads) -> list[_Part]:
 
 
 def _halves(model: Any, inputs: dict[str, Tensor]) -> list[_Part]:
-    # What a T5 adds to its attention has no other form that torch can draw.
-    model.set_attn_implementation("eager")
+    # What a T5 adds to its attention has no other form that torch can draw. Each half has a config of its own.
+    for part in (model, model.get_encoder(), model.get_decoder()):
+        part.set_attn_implementation("eager")
     hidden = ("last_hidden_state",)
     asked = {
         # Of another length than what is read, so that the two are not taken for one.

@@ -79,7 +79,8 @@ def comparison(report: dict[str, Any]) -> list[str]:
         lines.append(f"- loss {before['loss']:.4f} before, {after['loss']:.4f} after")
         lines.append(f"- accuracy {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
         for name, value in before["metrics"].items():
-            lines.append(f"- {name} {value:.4g} before, {after['metrics'][name]:.4g} after")
+            if name != "accuracy":
+                lines.append(f"- {name} {value:.4g} before, {after['metrics'][name]:.4g} after")
     if report["speed"] is not None:
         speed = report["speed"]
         lines.append(
