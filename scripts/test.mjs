@@ -5,7 +5,8 @@
  *   node scripts/test.mjs store dispatcher  only test files whose path holds one of the words
  *   node scripts/test.mjs --real-postgres   the same database tests on a real server: the one of
  *                                           FETTLE_TEST_DATABASE_URL, else one started from PostgreSQL's own programs
- *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills and ranks
+ *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills, ranks,
+ *                                           memory; also by words: `--proofs soak`
  *   node scripts/test.mjs --exports         exported models asked by llama.cpp and in a browser, and every kind of graph;
  *                                           prints what was measured
  *   node scripts/test.mjs --no-setup        with the node_modules and .venv that are there

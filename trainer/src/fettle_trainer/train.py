@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_model, tell_rows, tell_step
+from .announcements import tell_model, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
-from .collate import epoch_windows, micro_batches
+from .collate import micro_batches
 from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
@@ -30,6 +30,7 @@ from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tens
 from .plan import Plan
 from .reference import remembered
 from .run_rows import RunRows, load_rows
+from .sampling import Windows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
@@ -59,9 +60,20 @@ class Training:
 
     def run(self) -> None:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
-        spec = self._spec
-        torch.set_num_threads(spec.runtime.num_threads)
+        torch.set_num_threads(self._spec.runtime.num_threads)
         self._check_ranks()
+        try:
+            self._start()
+            early = self._train()
+        finally:
+            self._ranks.leave()
+        if self._ranks.first:
+            self._finish(early)
+
+    def _start(self) -> None:
+        """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
+        a resumed run needs no more memory than one that was never stopped."""
+        spec = self._spec
         identity = identity_of(spec)
         resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
@@ -80,13 +92,7 @@ class Training:
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
-        try:
-            self._prepare(identity, resumed)
-            early = self._train()
-        finally:
-            self._ranks.leave()
-        if self._ranks.first:
-            self._finish(early)
+        self._prepare(identity, resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""
@@ -176,12 +182,17 @@ class Training:
         self._saved_step = self._progress.step
         self._loaded.set_training()
         self._remember()
-        self._windows_epoch, self._windows = -1, list[list[int]]()
+        labels = self._spec.data.labels or ()
+        self._windows = Windows(
+            self._spec, self._rows.train, self._plan.rows_per_step, by_length=not self._loaded.packed
+        )
+        self._windows.tell(self._log, labels)
+        tell_weights(self._log, self._stepper.objective.weights, labels)
         self._began = self._saved_at = time.monotonic()
 
     def _make_stepper(self) -> Stepper:
         hyper = self._spec.hyperparameters
-        objective = objective_of(self._spec.task).tuned(hyper, self._rows.train.labels)
+        objective = objective_of(self._spec.task).tuned(hyper, self._rows.train)
         return Stepper(
             self._loaded,
             self._spec.task,
@@ -199,7 +210,9 @@ class Training:
         for name, some in rows.items():
             if len(some):
                 path = self._output / "cache" / f"reference-{name}.safetensors"
-                answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
+                answers = remembered(
+                    path, lambda some=some: self._references(some), key=key, rows=some, ranks=self._ranks
+                )
                 rows[name] = replace(some, reference=answers)
         self._rows = RunRows(**rows)
         self._log.log(
@@ -267,7 +280,7 @@ class Training:
         start = time.monotonic()
         rate = self._schedule.at(progress.step)
         set_rate(self._optimiser, rate)
-        result = self._gradients(self._window(progress))
+        result = self._gradients(self._windows.of(progress.epoch)[progress.window])
         trend = progress.trend.after(result.loss)
         wrong = divergence(progress.step + 1, loss=result.loss, grad_norm=result.grad_norm, trend=trend)
         if wrong is not None:
@@ -331,16 +344,6 @@ class Training:
             self._heartbeat.mark(phase, size)
 
         return begin
-
-    def _window(self, progress: Progress) -> list[int]:
-        if self._windows_epoch != progress.epoch:
-            seed = (self._spec.seed * 1_000_003 + progress.epoch) % 2**63
-            by_length = not self._loaded.packed
-            self._windows = epoch_windows(
-                self._rows.train, self._plan.rows_per_step, seed, by_length=by_length
-            )
-            self._windows_epoch = progress.epoch
-        return self._windows[progress.window]
 
     def _advance(self, progress: Progress, result: StepResult, seconds: float) -> None:
         last = progress.window + 1 == self._plan.steps_per_epoch
