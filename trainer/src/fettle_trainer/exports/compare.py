@@ -51,7 +51,7 @@ class Measured:
     metrics: dict[str, float]
 
 
-def write_probe(path: Path, sample: Sample, asking: Asking, before: Score, expected: Score | None) -> None:
+def write_probe(path: Path, sample: Sample, asking: Asking, *, before: Score, expected: Score | None) -> None:
     tensors = {**sample.rows.tensors(), "before": before.logits_NV}
     if expected is not None:
         tensors["expected"] = expected.logits_NV

@@ -196,7 +196,7 @@ def _parts(loaded: Loaded, reads: Reads) -> list[_Part]:
 
 
 def _halves(model: Any, inputs: dict[str, Tensor]) -> list[_Part]:
-    # What a T5 adds to its attention has no other form that torch can draw. Each half has a config of its own.
+    # What a T5 adds to its attention has no other form that torch can draw. Each half has its own config.
     for part in (model, model.get_encoder(), model.get_decoder()):
         part.set_attn_implementation("eager")
     hidden = ("last_hidden_state",)
@@ -218,7 +218,7 @@ def _write(part: _Part, path: Path, kind: str) -> None:
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            program = cast("Any", torch.onnx).export(
                 part.module.eval(),
                 tuple(part.inputs.values()),
                 dynamo=True,
@@ -229,7 +229,7 @@ def _write(part: _Part, path: Path, kind: str) -> None:
                 opset_version=_OPSET,
                 verbose=False,
             )
-            cast("Any", program).save(str(path), external_data=False)
+            program.save(str(path), external_data=False)
     except torch.onnx.OnnxExporterError as error:
         why = str(error).strip().splitlines()[0]
         raise not_possible("onnx", f"torch cannot draw the graph of a {kind!r}: {why}") from error

@@ -23,6 +23,9 @@ _MOST_ROWS = 32
 _MOST_TOKENS = 512
 # Answers are kept as float32: 128 MB.
 _MOST_LOGITS = 2**25
+# Comparing weighs no classes: no rows are counted.
+_NONE, _START = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+_NO_ROWS = TokenRows(_NONE, _START, _NONE, _START, _NONE, _NONE)
 _TEXTS = (
     "The invoice of last month is wrong: it lists two users, and we have one.",
     "How do I reset the password of an account that nobody uses any more?",
@@ -57,7 +60,7 @@ class Asking:
 
     @property
     def objective(self) -> Objective:
-        return objective_of(self.task).tuned(self, torch.zeros(0))
+        return objective_of(self.task).tuned(self, _NO_ROWS)
 
     @property
     def collate(self) -> Collator:

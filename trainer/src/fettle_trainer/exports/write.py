@@ -211,7 +211,7 @@ class _Export:
         request, loaded = self._request, self._loaded
         with tempfile.TemporaryDirectory(dir=self._scratch) as temporary:
             probe = Path(temporary) / "probe.safetensors"
-            write_probe(probe, self._sample, self._asking, before, expected)
+            write_probe(probe, self._sample, self._asking, before=before, expected=expected)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
         adapter = loaded.adapter if request.form == "safetensors" else None
         lora = adapter if isinstance(adapter, LoraSettings) and not adapter.dora else None
