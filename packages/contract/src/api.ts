@@ -154,7 +154,11 @@ export const exportQuerySchema = z.strictObject({
 });
 /** The file of an export that tells how it was compared. */
 export const exportReportName = "export.json";
-const scoreSchema = z.object({ loss: z.number(), accuracy: z.number() });
+const scoreSchema = z.object({
+  loss: z.number(),
+  accuracy: z.number(),
+  metrics: z.record(z.string(), z.number()).describe("as the task has them"),
+});
 export const exportReportSchema = z.object({
   format: exportFormatSchema,
   quantize: exportQuantizeSchema.nullable(),
@@ -163,7 +167,11 @@ export const exportReportSchema = z.object({
   rows: z.number().int(),
   positions: z.number().int(),
   before: scoreSchema,
-  after: scoreSchema.extend({ max_abs_diff: z.number().nullable(), agreement: z.number() }),
+  after: scoreSchema.extend({
+    max_abs_diff: z.number().nullable().describe("of a logit to what was to be written, where that is exact"),
+    max_abs_change: z.number().describe("of a logit to the tuned model"),
+    agreement: z.number().describe("share of answers that are those of the tuned model"),
+  }),
   speed: z.object({ before_ms: z.number(), after_ms: z.number(), gain: z.number(), runs: z.number().int() }).nullable(),
   vllm: z.string().nullable(),
   notes: z.array(z.string()),

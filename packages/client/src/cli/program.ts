@@ -24,6 +24,7 @@ function exportCommand(parent: Command, called: string, add: Add): void {
         `${called} ft:… --out my-adapter            an adapter, in PEFT's format`,
         `${called} ft:… --merged --out my-model     adapter and base as one model`,
         `${called} ft:… --format gguf --quantize q8_0 --out my-gguf     for llama.cpp and Ollama`,
+        `${called} ft:… --format onnx --quantize int8 --out my-onnx     for onnxruntime and browsers`,
       ],
     },
     (context, [model = ""], options) => exportToFolder(context, model, options as unknown as Asked),

@@ -88,6 +88,9 @@ class Multilabel(Objective):
             return hard
         return self._teaching.mixed(hard, self._teaching.of_labels(logits_NV, batch).sum())
 
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return ((one_NV > 0) == (other_NV > 0)).all(dim=-1)
+
     def scores(self) -> Scores:
         return _LabelScores()
 

@@ -149,6 +149,10 @@ class Objective(ABC):
     @abstractmethod
     def scores(self) -> Scores: ...
 
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        """Which answers of two models to the same rows mean the same: here, the likeliest class does."""
+        return one_NV.argmax(dim=-1) == other_NV.argmax(dim=-1)
+
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
         """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the
         logits."""

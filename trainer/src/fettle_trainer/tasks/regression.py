@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # A guess counts as right within half a standard deviation of the training rows.
 _NEAR = 0.5
+# Two models give the same number within this part of it.
+_SAME = 0.05
 
 
 class Regression(Objective):
@@ -68,6 +70,9 @@ class Regression(Objective):
         if not self._teaching.speaks(batch):
             return hard
         return self._teaching.mixed(hard, self._teaching.of_numbers(logits_NV[:, 0], batch).sum())
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return (one_NV - other_NV)[:, 0].abs() < _SAME
 
     def scores(self) -> Scores:
         return _NumberScores(self._mean, self._std)
