@@ -49,6 +49,8 @@ class Asking:
     target_std: float = 1.0
     class_weights: str = "none"
     beta: float = 0.1
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
 
     @classmethod
     def of(cls, loaded: Loaded, facts: Mapping[str, Any]) -> "Asking":
