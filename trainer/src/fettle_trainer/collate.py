@@ -178,6 +178,11 @@ def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
     return -(-num_rows // rows_per_step)
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Of the order of an epoch's rows."""
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
 def epoch_windows(rows: TokenRows, rows_per_step: int, seed: int, *, by_length: bool) -> list[list[int]]:
     """Rows of each optimiser step of one epoch. `by_length` puts rows of like length into one step (padded
     models); otherwise the order is plainly random. Each window is longest first."""

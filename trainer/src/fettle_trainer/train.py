@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_model, tell_rows, tell_step
+from .announcements import tell_memory, tell_model, tell_rows, tell_step
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
-from .collate import epoch_windows, micro_batches
+from .collate import epoch_seed, epoch_windows, micro_batches
 from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
-from .events import News, Phase, peak_rss_bytes
+from .events import News, Phase, peak_rss_bytes, rss_bytes
 from .failure import StopRequested, TrainFailure, is_out_of_memory
 from .identity import Identity, differences, fingerprint_of, identity_of
+from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
@@ -49,6 +50,7 @@ class Training:
         self._output = Path(spec.output_dir)
         self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
         self._ranks = Ranks.of_environment(spec.runtime.parallelism)
+        self._room: Room | None = None
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -69,14 +71,23 @@ class Training:
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
         self._heartbeat.mark("loading")
+        resident = rss_bytes()
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
         tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
+        memory = self._predicted(resident, resumed)
+        self._room = None if memory is None else Room(memory.total)
         tell_rows(
-            self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
+            self._log,
+            dataset,
+            self._rows.validation,
+            task=spec.task,
+            total_steps=self._plan.total_steps,
+            memory=memory,
         )
+        tell_memory(self._log, memory)
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
@@ -124,6 +135,24 @@ class Training:
                 "to one another, so each rank would need those of all.",
                 "Start it as one process.",
             )
+
+    def _predicted(self, resident: int, resumed: Checkpoint | None) -> Memory | None:
+        """None where it is another machine's memory, or shared out."""
+        if self._compute.device.type != "cpu" or not self._ranks.alone:
+            return None
+        hyper, progress = self._spec.hyperparameters, resumed.progress if resumed else None
+        rows_per_batch = progress.rows_per_batch if progress else hyper.per_device_train_batch_size
+        work = Work(
+            task=self._spec.task,
+            dtype=self._compute.dtype,
+            plan=self._plan,
+            rows_per_batch=rows_per_batch,
+            seed=self._spec.seed,
+        )
+        rows = self._rows
+        return predict(
+            self._loaded, work, train=rows.train, validation=rows.validation, process_bytes=resident
+        )
 
     def _resume(self, identity: Identity) -> Checkpoint | None:
         checkpoint, notes = self._folder.newest(mend=self._ranks.first)
@@ -324,17 +353,21 @@ class Training:
 
     def _begin(self, phase: Phase) -> Callable[[int], None]:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
+        if phase != "training":
+            give_back()
 
         def begin(size: int) -> None:
             if self._ranks.alone:  # the others would wait for this one in vain
                 self._check()
             self._heartbeat.mark(phase, size)
+            if phase == "training" and self._room is not None:
+                self._room.before(size)
 
         return begin
 
     def _window(self, progress: Progress) -> list[int]:
         if self._windows_epoch != progress.epoch:
-            seed = (self._spec.seed * 1_000_003 + progress.epoch) % 2**63
+            seed = epoch_seed(self._spec.seed, progress.epoch)
             by_length = not self._loaded.packed
             self._windows = epoch_windows(
                 self._rows.train, self._plan.rows_per_step, seed, by_length=by_length
