@@ -33,7 +33,7 @@ def tell_rows(
     validation: TokenRows,
     *,
     task: Task,
-    total_steps: int,
+    plan: Plan,
     memory: Memory | None,
 ) -> None:
     rows = dataset.rows
@@ -46,7 +46,7 @@ def tell_rows(
         num_truncated=dataset.num_truncated,
         refused=[{"line": r.line, "rule": r.rule, "message": r.message} for r in dataset.refused],
         num_refused=dataset.num_refused,
-        total_steps=total_steps,
+        total_steps=plan.total_steps,
         memory=None if memory is None else memory.parts(),
     )
     if len(validation) == 0:
@@ -55,11 +55,11 @@ def tell_rows(
             "There are no rows to validate on: nothing is evaluated, the run does not end early, "
             "and the last step becomes the model.",
         )
+    if memory is not None:
+        _tell_memory(log, memory)
 
 
-def tell_memory(log: EventLog, memory: Memory | None) -> None:
-    if memory is None:
-        return
+def _tell_memory(log: EventLog, memory: Memory) -> None:
     parts = sorted(memory.parts().items(), key=lambda part: -part[1])
     told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
     log.log("info", f"About {memory.total / 1e9:.2f} GB of memory will be in use at the peak: {told}.")

@@ -26,7 +26,8 @@ from .events import rss_bytes
 from .memory_layers import Layers
 from .models import Loaded
 from .plan import Plan
-from .spec import Task
+from .run_rows import RunRows
+from .spec import Task, TrainSpec
 from .tasks import Objective, objective_of
 
 _FLOAT = 4
@@ -37,8 +38,8 @@ _LATER = 80e6
 # Measured: prepared products in the end, and after how many batches two thirds of them. In fp32 others do the
 # work, which keep little.
 _PRODUCTS, _PRODUCTS_FP32, _PRODUCTS_AFTER = 90e6, 11e6, 6
-# Measured: gaps within the largest micro-batch, as a part of it, and never more than so many.
-_GAPS, _MOST_GAPS = 1 / 4, 70e6
+# Measured: gaps between what a way back needs, as a part of it, and never more than so many.
+_GAPS, _MOST_GAPS = 0.6, 110e6
 # As in kernels/head_loss.py.
 _PIECE, _PIECES_KEPT = 50 << 20, 200 << 20
 # Rows of the epochs that are looked through for the largest micro-batch: part of a second.
@@ -112,10 +113,14 @@ class Work:
     rows_per_batch: int
     seed: int
 
+    @classmethod
+    def of(cls, spec: TrainSpec, plan: Plan, dtype: torch.dtype, *, rows_per_batch: int | None) -> "Work":
+        """`rows_per_batch`: where an earlier attempt found that fewer fit than the spec says."""
+        rows = rows_per_batch or spec.hyperparameters.per_device_train_batch_size
+        return cls(task=spec.task, dtype=dtype, plan=plan, rows_per_batch=rows, seed=spec.seed)
 
-def predict(
-    loaded: Loaded, work: Work, *, train: TokenRows, validation: TokenRows, process_bytes: int
-) -> Memory:
+
+def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) -> Memory:
     """`process_bytes`: resident before the model was loaded."""
     layers = Layers.of(loaded, work.dtype)
     trained = sum(parameter.numel() for parameter in loaded.trainable().values())
@@ -124,10 +129,12 @@ def predict(
     )
     training = [
         (layers.bytes_of(batch), _learning_logits(loaded, work, len(batch.gather_N)))
-        for batch in (collate(train, chosen) for chosen in _largest(work, train, by_length=not loaded.packed))
+        for batch in (
+            collate(rows.train, chosen) for chosen in _largest(work, rows.train, by_length=not loaded.packed)
+        )
     ]
     activations, logits = max(training, key=sum)
-    answered = _answering(loaded, work, layers, collate, validation)
+    answered = _answering(loaded, work, rows.validation, layers=layers, collate=collate)
     return Memory(
         process=int(process_bytes + _LATER),
         weights=_weight_bytes(loaded, work.dtype),
@@ -136,14 +143,14 @@ def predict(
         activations=activations,
         # An evaluation keeps no activations, and comes when those are gone.
         logits=max(logits, answered - activations),
-        products=_products(work, activations + logits),
+        products=_products(work, activations + logits if any(layers.kept) else 0),
     )
 
 
-def _products(work: Work, batch_bytes: int) -> int:
+def _products(work: Work, learning_bytes: int) -> int:
     batches = work.plan.total_steps * -(-work.plan.rows_per_step // work.rows_per_batch)
     most = _PRODUCTS_FP32 if work.dtype == torch.float32 else _PRODUCTS
-    return int(most * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * batch_bytes, _MOST_GAPS))
+    return int(most * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * learning_bytes, _MOST_GAPS))
 
 
 def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[list[int]]:
@@ -162,7 +169,7 @@ def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[list[i
     return (chosen for _, chosen in best.values())
 
 
-def _answering(loaded: Loaded, work: Work, layers: Layers, collate: Collator, rows: TokenRows) -> int:
+def _answering(loaded: Loaded, work: Work, rows: TokenRows, *, layers: Layers, collate: Collator) -> int:
     """At the widest moment of an evaluation, whose first batch is its largest."""
     if len(rows) == 0:
         return 0

@@ -91,11 +91,14 @@ class Layers:
 
     def bytes_of(self, batch: Batch) -> int:
         """The widest moment: the way forth is done, the way back begins."""
+        return self._once(batch) + self.kept_of(batch)
+
+    def kept_of(self, batch: Batch) -> int:
+        """What autograd keeps."""
         sources, targets = self._lengths(batch)
-        tokens = sum(sources) + sum(targets)
         asked = len(batch.gather_N) if self.reads_some else None
         first, second = self.kept
-        total = _ONCE_WIDTHS * self.width * tokens + self._stack(sources, first, asked)
+        total = self._stack(sources, first, asked)
         if targets:
             total += self._stack(targets, second, None) + second * self._across(targets, sources)
         return total
@@ -103,8 +106,11 @@ class Layers:
     def passing(self, batch: Batch) -> int:
         """Without a way back: one layer at a time."""
         sources, targets = self._lengths(batch)
-        attention = self._attention(Layout.of_self(tuple(targets or sources), self.heads))
-        return _ONCE_WIDTHS * self.width * (sum(sources) + sum(targets)) + attention
+        return self._once(batch) + self._attention(Layout.of_self(tuple(targets or sources), self.heads))
+
+    def _once(self, batch: Batch) -> int:
+        sources, targets = self._lengths(batch)
+        return _ONCE_WIDTHS * self.width * (sum(sources) + sum(targets))
 
     def _stack(self, lengths: Sequence[int], count: int, asked: int | None) -> int:
         if not count:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_memory, tell_model, tell_rows, tell_step
+from .announcements import tell_model, tell_rows, tell_step
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import epoch_seed, epoch_windows, micro_batches
 from .data import TokenRows
@@ -78,16 +78,7 @@ class Training:
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         memory = self._predicted(resident, resumed)
-        self._room = None if memory is None else Room(memory.total)
-        tell_rows(
-            self._log,
-            dataset,
-            self._rows.validation,
-            task=spec.task,
-            total_steps=self._plan.total_steps,
-            memory=memory,
-        )
-        tell_memory(self._log, memory)
+        tell_rows(self._log, dataset, self._rows.validation, plan=self._plan, task=spec.task, memory=memory)
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
@@ -140,19 +131,11 @@ class Training:
         """None where it is another machine's memory, or shared out."""
         if self._compute.device.type != "cpu" or not self._ranks.alone:
             return None
-        hyper, progress = self._spec.hyperparameters, resumed.progress if resumed else None
-        rows_per_batch = progress.rows_per_batch if progress else hyper.per_device_train_batch_size
-        work = Work(
-            task=self._spec.task,
-            dtype=self._compute.dtype,
-            plan=self._plan,
-            rows_per_batch=rows_per_batch,
-            seed=self._spec.seed,
-        )
-        rows = self._rows
-        return predict(
-            self._loaded, work, train=rows.train, validation=rows.validation, process_bytes=resident
-        )
+        rows_per_batch = resumed.progress.rows_per_batch if resumed else None
+        work = Work.of(self._spec, self._plan, self._compute.dtype, rows_per_batch=rows_per_batch)
+        memory = predict(self._loaded, work, self._rows, process_bytes=resident)
+        self._room = Room(memory.total)
+        return memory
 
     def _resume(self, identity: Identity) -> Checkpoint | None:
         checkpoint, notes = self._folder.newest(mend=self._ranks.first)
