@@ -64,6 +64,7 @@ const base: Hyperparameters = {
   num_virtual_tokens: 20,
   early_stopping_patience: 0,
   eval_steps: 0,
+  sampling: "shuffled",
   class_weights: "none",
   target_mean: 0,
   target_std: 1,

@@ -88,6 +88,9 @@ it("tune detaches, is cancelled by its id, and says what is wrong before anythin
   expect(await wrong("--minimize")).toContain("expected --metric NAME");
   expect(await wrong("--money", "3000000000")).toContain("budget.money");
   expect(await wrong("--space", "lora_r=4,4")).toContain("twice");
+  expect(await wrong("--space", "lora_r=4", "--space", "lora_r=8")).toContain("--space lora_r is given twice");
+  expect(await wrong("--space", "weight_decay=..0.1")).toContain("expected NAME=1,2,4 or NAME=MIN..MAX");
+  expect(await wrong("--metric", "f1", "--minimize", "--maximize")).toContain("2 error");
 });
 
 it("reads what is searched as it is written", () => {

@@ -1,56 +1,21 @@
 /** The whole circle with the real trainer and a tiny random encoder: rows in, the task inferred, trained, asked. */
-import { execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Fettle } from "../../packages/client/src/index.js";
-import { type RunningServer, startServer } from "../../packages/server/src/main.js";
-import { createTestDatabase, type TestDatabase } from "../../packages/server/test/database.js";
 import { eventually } from "../../packages/server/test/store/samples.js";
-import { quietLog } from "../recovery/platform.js";
+import { startTinyServer, type TinyServer } from "./tiny-server.js";
 
-const root = join(import.meta.dirname, "..", "..");
-const python = join(root, ".venv", "bin", "python");
-const key = "an-admin-key-of-this-test";
-let database: TestDatabase;
-let folder: string;
-let server: RunningServer;
+let server: TinyServer;
 let client: Fettle;
 
 beforeAll(async () => {
-  expect(existsSync(python), `${python} is missing: run npm test once, it sets it up`).toBe(true);
-  database = await createTestDatabase();
-  folder = mkdtempSync(join(tmpdir(), "fettle-tasks-"));
-  const home = join(folder, "home");
-  const paths = [join(root, "trainer", "src"), join(root, "trainer", "tests")].join(":");
-  execFileSync(
-    python,
-    ["-c", "import sys, pathlib, tiny; tiny.make_encoder(pathlib.Path(sys.argv[1]))", join(home, "models", "tiny")],
-    { env: { ...process.env, PYTHONPATH: paths, HF_HUB_OFFLINE: "1" }, stdio: "inherit" },
-  );
-  writeFileSync(join(home, "fettle.yaml"), "runs:\n  num_threads: 1\n");
-  server = await startServer({
-    env: { ...process.env, FETTLE_HOME: home, FETTLE_PORT: "0", DATABASE_URL: database.url, FETTLE_ADMIN_KEY: key },
-    cwd: folder,
-    log: quietLog,
-  });
-  client = new Fettle({ baseUrl: server.url, apiKey: key });
+  server = await startTinyServer("encoder", "runs:\n  num_threads: 1\n");
+  client = new Fettle({ baseUrl: server.url, apiKey: server.key });
 }, 120_000);
-afterAll(async () => {
-  await server?.close();
-  await database.drop();
-  rmSync(folder, { recursive: true, force: true });
-});
+afterAll(() => server?.close());
 
 /** The name of the model that these rows make of the tiny one. Nothing is said but the rows and how long. */
 async function tuned(rows: object[], task: string): Promise<string> {
-  const form = new FormData();
-  form.set("purpose", "fine-tune");
-  form.set("file", new File([rows.map((row) => `${JSON.stringify(row)}\n`).join("")], "rows.jsonl"));
-  const headers = { authorization: `Bearer ${key}` };
-  const sent = await fetch(`${server.url}/v1/files`, { method: "POST", headers, body: form });
-  const { id } = (await sent.json()) as { id: string };
+  const id = await server.upload(rows);
   const hyperparameters = { num_train_epochs: 4, per_device_train_batch_size: 8, learning_rate: 0.01 };
   const started = await client.runs.create({ model: "tiny", training_file: id, seed: 1, hyperparameters });
   const run = await eventually(

@@ -144,6 +144,9 @@ export const quickTimes = {
   graceMs: 1_000,
 };
 
+/** For the trainer that ships, on a machine that has other work. */
+export const patientTimes = { ...quickTimes, stallMs: 60_000, idleMs: 60_000, startupMs: 120_000, graceMs: 60_000 };
+
 export function dispatch(
   parts: Parts,
   change: Partial<DispatcherOptions> & { catalogue?: Catalogue; validate?: (run: Run) => Promise<unknown> } = {},
@@ -188,6 +191,7 @@ export const hyperparameters: Hyperparameters = {
   num_virtual_tokens: 20,
   early_stopping_patience: 0,
   eval_steps: 0,
+  sampling: "shuffled",
   class_weights: "none",
   target_mean: 0,
   target_std: 1,

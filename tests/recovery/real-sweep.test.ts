@@ -1,26 +1,27 @@
-/** A sweep with the trainer that ships, on a tiny random model, and the estimator that ships. */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+/** A sweep and a cross-validation with the trainer that ships, on tiny random models, and the estimator that ships. */
+import { createHash } from "node:crypto";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { startSweeper } from "../../packages/server/src/app/sweeper.js";
-import { withTrials } from "../../packages/server/src/app/sweeps.js";
-import type { Store } from "../../packages/server/src/app/ports.js";
-import { scoreOf } from "../../packages/server/src/domain/sweep.js";
+import { type SweepView, withTrials } from "../../packages/server/src/app/sweeps.js";
+import type { BaseModel, Store } from "../../packages/server/src/app/ports.js";
+import { foldsResult } from "../../packages/server/src/domain/folds.js";
+import { scoreOf, type Sweep } from "../../packages/server/src/domain/sweep.js";
 import { validateRun } from "../../packages/server/src/app/validate-run.js";
 import { localTuner } from "../../packages/server/src/runner/tuner.js";
 import { connectStore } from "../../packages/server/src/store/open.js";
 import { createTestDatabase, type TestDatabase } from "../../packages/server/test/database.js";
 import { eventually, sampleSweep } from "../../packages/server/test/store/samples.js";
-import { buildParts, dispatch, oneModel, queueRun, quickTimes, tinyModel } from "./platform.js";
+import { answeredRows, canonical, makeTinyModel, realTrainer } from "../tiny-model.js";
+import { buildParts, dispatch, oneModel, type Parts, patientTimes, queueRun, tinyModel } from "./platform.js";
 
-const root = fileURLToPath(new URL("../..", import.meta.url));
-const command = [join(root, ".venv", "bin", "python"), "-m", "fettle_trainer"];
-const paths = [join(root, "trainer", "src"), join(root, "trainer", "tests")].join(":");
-const environment = { PYTHONPATH: paths, HF_HUB_OFFLINE: "1" };
-const tuner = localTuner({ command, environment: process.env, extraEnvironment: environment });
+const tuner = localTuner({
+  command: realTrainer.command,
+  environment: process.env,
+  extraEnvironment: realTrainer.environment,
+});
 
 let database: TestDatabase;
 let store: Store;
@@ -36,71 +37,128 @@ afterAll(async () => {
   rmSync(home, { recursive: true, force: true });
 });
 
-const rows = Array.from({ length: 40 }, (_, n) => ({
-  line: n + 1,
-  messages: [
-    { role: "user", content: `question ${n} about billing and login` },
-    { role: "assistant", content: n % 2 ? "refund the invoice" : "reset the password" },
-  ],
-}));
-
-it("trains its trials on the same rows, keeps their models, and ends with a verdict", {
-  timeout: 300_000,
-}, async () => {
-  const model = join(home, "model");
-  const make = "import sys, pathlib, tiny; tiny.make_decoder(pathlib.Path(sys.argv[1]))";
-  execFileSync(command[0] ?? "", ["-c", make, model], { env: { ...process.env, ...environment }, stdio: "inherit" });
-  const parts = buildParts(store, home, { command, environment });
-  const base = { ...tinyModel, path: model, numParameters: 2e5, numLayers: 2, hiddenSize: 32, contextLength: 256 };
-  const deps = { ...parts, catalogue: oneModel({ ...base, vocabSize: 512 }) };
+/** Until it has ended, with a dispatcher and a sweeper of its own. */
+async function carriedOut(parts: Parts, model: BaseModel, sweep: Sweep): Promise<SweepView> {
+  const deps = { ...parts, catalogue: oneModel(model) };
   const machine = { memoryBytes: 8e9, cores: 1, name: "test", product: () => null };
   const dispatcher = dispatch(parts, {
     catalogue: deps.catalogue,
     validate: (run) => validateRun({ ...deps, machine }, run),
     capacity: { maxConcurrent: 1, memoryBytes: 8e9 },
-    times: { ...quickTimes, stallMs: 60_000, idleMs: 60_000, startupMs: 120_000, graceMs: 60_000 },
+    times: patientTimes,
   });
   const sweeper = startSweeper({ ...deps, tuner }, { tickMs: 200 });
   try {
-    const text = rows.map((row) => `${JSON.stringify(row)}\n`).join("");
-    const { trainingFile } = await queueRun(parts, { status: "succeeded" }, text);
-    const request = { suffix: null, task: null, method: null, integrations: null };
-    const hyperparameters = { num_train_epochs: 1, max_length: 64, per_device_train_batch_size: 8 };
-    const sweep = sampleSweep({
-      trainingFile,
-      request: { ...request, hyperparameters },
-      space: { learning_rate: { values: [1e-7, 0.02] } },
-      search: "grid",
-      budget: { trials: null, minutes: null, money: null, pricePerHour: 0 },
-      repeats: 0,
-    });
     await store.sweeps.create(sweep);
     const done = await eventually(
       "the end",
       async () => {
-        const now = await store.sweeps.get("proj_a", sweep.id);
+        const now = await store.sweeps.get(sweep.projectId, sweep.id);
         return now !== null && now.finishedAt !== null && now;
       },
       240_000,
     );
     expect(done.status, JSON.stringify(done)).toBe("succeeded");
-    const { trials } = await withTrials({ store }, done);
-    expect(trials.map(({ plan }) => plan.role[0]).join("")).toBe("ass");
-    const scores = trials.map((trial) => scoreOf(done, trial) ?? Number.NaN);
-    const rate = (number: number): unknown => trials[number]?.plan.values.learning_rate;
-    const [fast, slow] = rate(1) === 0.02 ? [1, 2] : [2, 1];
-    // What hardly learns is worse than what learns; the same seed and values give the same bits.
-    expect(scores[fast]).toBeLessThan(scores[slow] ?? 0);
-    expect(trials.every(({ run }) => run?.fineTunedModel !== null)).toBe(true);
-    const held = await Promise.all(
-      trials.map(({ run }) => parts.blobs.get(`runs/${run?.id}/rows/validation.jsonl`).then(textOf)),
-    );
-    expect(new Set(held).size).toBe(1);
-    expect(held[0]?.trim().split("\n")).toHaveLength(4);
+    return await withTrials({ store }, done);
   } finally {
     await sweeper.close();
     await dispatcher.close();
   }
+}
+
+const tiny = { ...tinyModel, numParameters: 2e5, numLayers: 2, hiddenSize: 32, vocabSize: 512, contextLength: 256 };
+const request = { suffix: null, task: null, method: null, integrations: null };
+const hyperparameters = { num_train_epochs: 1, max_length: 64, per_device_train_batch_size: 8 };
+const budget = { trials: null, minutes: null, money: null, pricePerHour: 0 };
+
+it("trains its trials on the same rows, keeps their models, and ends with a verdict", {
+  timeout: 300_000,
+}, async () => {
+  const path = join(home, "decoder");
+  makeTinyModel("decoder", path);
+  const parts = buildParts(store, home, realTrainer);
+  const { trainingFile } = await queueRun(parts, { status: "succeeded" }, canonical(answeredRows));
+  const asked = sampleSweep({
+    trainingFile,
+    request: { ...request, hyperparameters },
+    space: { learning_rate: { values: [1e-7, 0.02] } },
+    search: "grid",
+    budget,
+    repeats: 0,
+  });
+  const { sweep, trials } = await carriedOut(parts, { ...tiny, path }, asked);
+  expect(trials.map(({ plan }) => plan.role[0]).join("")).toBe("ass");
+  const scores = trials.map((trial) => scoreOf(sweep, trial) ?? Number.NaN);
+  const rate = (number: number): unknown => trials[number]?.plan.values.learning_rate;
+  const [fast, slow] = rate(1) === 0.02 ? [1, 2] : [2, 1];
+  // What hardly learns is worse than what learns; the same seed and values give the same bits.
+  expect(scores[fast]).toBeLessThan(scores[slow] ?? 0);
+  expect(trials.every(({ run }) => run?.fineTunedModel !== null)).toBe(true);
+  const held = await Promise.all(
+    trials.map(({ run }) => parts.blobs.get(`runs/${run?.id}/rows/validation.jsonl`).then(textOf)),
+  );
+  expect(new Set(held).size).toBe(1);
+  expect(held[0]?.trim().split("\n")).toHaveLength(4);
+});
+
+it("cross-validates: each row is held out once, nothing is tokenised twice, and every fold is measured", {
+  timeout: 300_000,
+}, async () => {
+  const path = join(home, "encoder");
+  makeTinyModel("encoder", path);
+  const parts = buildParts(store, home, realTrainer);
+  const rows = Array.from({ length: 36 }, (_, n) => ({
+    text: `${n % 2 ? "refund the invoice" : "reset the password"} ${n}`,
+    label: n % 2 ? "billing" : "login",
+  }));
+  const projectId = "proj_folds";
+  const { trainingFile } = await queueRun(parts, { projectId, status: "succeeded" }, canonical(rows));
+  const report = (await store.files.get(projectId, trainingFile))?.report;
+  if (report == null) throw new Error("The file has no report.");
+  await store.files.setProcessed(projectId, trainingFile, {
+    status: "processed",
+    statusDetails: null,
+    report: { ...report, kind: "classification", labels: { billing: 18, login: 18 }, numUsable: 36 },
+  });
+  const asked = sampleSweep({
+    projectId,
+    trainingFile,
+    request: { ...request, hyperparameters: { ...hyperparameters, num_train_epochs: 3, learning_rate: 0.01 } },
+    space: {},
+    search: "grid",
+    budget,
+    repeats: 0,
+    folds: 3,
+  });
+  const { sweep, trials } = await carriedOut(parts, { ...tiny, family: "encoder", path }, asked);
+  const linesIn = (file: string): number[] =>
+    readFileSync(file, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line).line);
+  const held: number[] = [];
+  for (const { run } of trials) {
+    const folder = parts.blobs.localPath(`runs/${run?.id}/rows`);
+    const { data } = JSON.parse(readFileSync(join(folder, "..", "spec.json"), "utf8"));
+    const trained = [data.train_path, ...data.more_train_paths];
+    const bytes = trained.map((file: string) => readFileSync(file));
+    expect(createHash("sha256").update(Buffer.concat(bytes)).digest("hex")).toBe(data.train_sha256);
+    const validation = linesIn(data.validation_path);
+    // 18 of each class over three folds: six of each in every one.
+    expect(validation.filter((line) => line % 2 === 0)).toHaveLength(6);
+    expect([...trained.flatMap(linesIn), ...validation].sort((a, b) => a - b)).toEqual(
+      Array.from({ length: 36 }, (_, n) => n + 1),
+    );
+    held.push(...validation);
+  }
+  expect(new Set(held).size).toBe(36);
+  // Tokens are named by the content of what they were made of: one file a fold, for all runs.
+  expect(readdirSync(parts.blobs.localPath(`projects/${projectId}/tokens`))).toHaveLength(3);
+  const result = foldsResult(sweep, trials);
+  expect(result?.metric).toBe("f1_macro");
+  expect(result?.metrics["f1_macro"]).toMatchObject({ folds: 3, interval: [expect.any(Number), expect.any(Number)] });
+  expect(result?.metrics["valid_loss"]?.mean).toBeGreaterThan(0);
+  expect(new Set(trials.map(({ run }) => run?.fineTunedModel)).size).toBe(3);
 });
 
 async function textOf(bytes: AsyncIterable<Uint8Array> | null): Promise<string> {

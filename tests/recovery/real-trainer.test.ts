@@ -1,9 +1,7 @@
 /** The trainer that ships, on a tiny random model: killed, paused and resumed by the dispatcher, it ends with the same bits. */
-import { execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Dispatcher } from "../../packages/server/src/app/dispatcher.js";
 import type { Store } from "../../packages/server/src/app/ports.js";
@@ -11,11 +9,8 @@ import { type Run, transition } from "../../packages/server/src/domain/job.js";
 import { connectStore } from "../../packages/server/src/store/open.js";
 import { createTestDatabase, type TestDatabase } from "../../packages/server/test/database.js";
 import { eventually } from "../../packages/server/test/store/samples.js";
-import { buildParts, dispatch, oneModel, queueRun, quickTimes, tinyModel } from "./platform.js";
-
-const root = fileURLToPath(new URL("../..", import.meta.url));
-const python = join(root, ".venv", "bin", "python");
-const makeModel = `import sys, pathlib, tiny; tiny.make_decoder(pathlib.Path(sys.argv[1]))`;
+import { answeredRows, canonical, makeTinyModel, realTrainer } from "../tiny-model.js";
+import { buildParts, dispatch, oneModel, patientTimes, queueRun, tinyModel } from "./platform.js";
 
 let database: TestDatabase;
 let store: Store;
@@ -33,29 +28,18 @@ afterAll(async () => {
   rmSync(home, { recursive: true, force: true });
 });
 
-const rows = Array.from({ length: 40 }, (_, n) => ({
-  line: n + 1,
-  messages: [
-    { role: "user", content: `question ${n} about billing and login` },
-    { role: "assistant", content: n % 2 ? "refund the invoice" : "reset the password" },
-  ],
-}));
-
 it("killed, then paused and resumed, it ends with the bits of a run that nobody disturbed", {
   timeout: 300_000,
 }, async () => {
-  expect(existsSync(python), `${python} is missing: run npm test once, it sets it up`).toBe(true);
-  const paths = [join(root, "trainer", "src"), join(root, "trainer", "tests")].join(":");
-  const environment = { PYTHONPATH: paths, HF_HUB_OFFLINE: "1" };
   const model = join(home, "model");
-  execFileSync(python, ["-c", makeModel, model], { env: { ...process.env, ...environment }, stdio: "inherit" });
-  const parts = buildParts(store, home, { command: [python, "-m", "fettle_trainer"], environment });
-  const text = rows.map((row) => `${JSON.stringify(row)}\n`).join("");
+  makeTinyModel("decoder", model);
+  const parts = buildParts(store, home, realTrainer);
+  const text = canonical(answeredRows);
   const [calm, troubled] = [await queueRun(parts, {}, text), await queueRun(parts, {}, text)] as [Run, Run];
   dispatcher = dispatch(parts, {
     catalogue: oneModel({ ...tinyModel, path: model }),
     checkpointSeconds: 0,
-    times: { ...quickTimes, stallMs: 60_000, idleMs: 60_000, startupMs: 120_000, graceMs: 60_000 },
+    times: patientTimes,
   });
   const read = async (run: Run): Promise<Run> => (await store.runs.get("proj_a", run.id)) ?? run;
   const reaches = (run: Run, what: string, probe: (now: Run) => boolean) =>

@@ -15,7 +15,7 @@ import { startServerProcess } from "./servers.js";
 const script = { steps: 6, stepMs: 30, checkpointEvery: 2, bestLearningRate: 0.01 };
 const budget = { trials: 4, minutes: null, money: null, pricePerHour: 0 };
 
-it("a sweep whose server is killed loses no trial, doubles none, and finds what it would have found", {
+it("sweeps and cross-validations whose server is killed lose no trial, double none, and find what they would have found", {
   timeout: 120_000,
 }, async () => {
   const home = await mkdtemp(join(tmpdir(), "fettle-sweeps-"));
@@ -40,14 +40,17 @@ it("a sweep whose server is killed loses no trial, doubles none, and finds what 
       expect(done.status, JSON.stringify(done.error)).toBe("succeeded");
       return (await withTrials({ store }, done)).trials;
     };
+    const kills = async (count: number): Promise<void> => {
+      for (let kill = 0; kill < count; kill += 1) {
+        await new Promise((resolve) => setTimeout(resolve, 200 + random() * 900));
+        await server.kill("SIGKILL");
+        server = await start();
+      }
+    };
     await store.sweeps.create(calm);
     const undisturbed = await ended(calm);
     await store.sweeps.create(troubled);
-    for (let kill = 0; kill < 4; kill += 1) {
-      await new Promise((resolve) => setTimeout(resolve, 200 + random() * 900));
-      await server.kill("SIGKILL");
-      server = await start();
-    }
+    await kills(4);
     const trials = await ended(troubled);
     const facts = (all: Trial[]) =>
       all.map((trial) => ({
@@ -62,6 +65,18 @@ it("a sweep whose server is killed loses no trial, doubles none, and finds what 
     const runs = await store.runs.list("proj_a", { limit: 100, metadata: { sweep: troubled.id } });
     expect(runs.data.map((run) => run.id).sort()).toEqual(trials.map(({ plan }) => plan.runId).sort());
     expect(nextActions({ ...troubled, status: "succeeded" }, trials, Date.now())).toEqual([]);
+
+    const none = { trials: null, minutes: null, money: null, pricePerHour: 0 };
+    const folds = sampleSweep({ trainingFile, space: {}, search: "grid", budget: none, repeats: 0, folds: 5 });
+    await store.sweeps.create(folds);
+    await kills(3);
+    const held = await ended(folds);
+    expect(
+      held.map(({ run }) => [run?.status, run?.split?.fold]),
+      `seed ${seed}`,
+    ).toEqual([0, 1, 2, 3, 4].map((number) => ["succeeded", { number, of: 5 }]));
+    const made = await store.runs.list("proj_a", { limit: 100, metadata: { cross_validation: folds.id } });
+    expect(made.data.map((run) => run.id).sort()).toEqual(held.map(({ plan }) => plan.runId).sort());
   } finally {
     await server.kill("SIGTERM");
     await store.close();

@@ -78,7 +78,7 @@ def prepared(folder: Path, task: str, kind: str, **changes: Any) -> tuple[Loaded
     rows = load_dataset(
         Path(spec.data.train_path), tokeniser, cache=folder / "cache", tokenizer_sha256=kind
     ).rows
-    objective = objective_of(spec.task).tuned(spec.hyperparameters, rows.labels)
+    objective = objective_of(spec.task).tuned(spec.hyperparameters, rows)
     return loaded, rows, Stepper(loaded, spec.task, objective=objective)
 
 
@@ -177,7 +177,7 @@ def test_weighted_classes_are_torchs_over_the_whole_step(folder: Path) -> None:
     kept = rows.select([0, 3, 6, 9, 12, 1, 4, 2])
     objective = objective_of("classification").tuned(
         spec_of(folder, "classification", "bert", hyperparameters__class_weights="balanced").hyperparameters,
-        kept.labels,
+        kept,
     )
     stepper = Stepper(loaded, "classification", objective=objective)
     actual = gradients(stepper, kept, [[0, 5, 7], [1, 2], [6, 3, 4]])
@@ -189,6 +189,19 @@ def test_weighted_classes_are_torchs_over_the_whole_step(folder: Path) -> None:
     logits = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     functional.cross_entropy(logits, batch.targets_N, weight=weights).backward()
     same(actual, {name: p.grad for name, p in loaded.trainable().items() if p.grad is not None})
+
+
+def test_a_class_that_is_only_held_out_has_a_weight_too(folder: Path) -> None:
+    """The last class of all may lie in one fold alone: evaluating it looked behind the end of the weights."""
+    loaded, rows, _ = prepared(folder, "classification", "bert")
+    trained = [row for row in range(len(rows)) if int(rows.labels[row]) < 2]
+    asked = spec_of(
+        folder, "classification", "bert", hyperparameters__class_weights="balanced"
+    ).hyperparameters
+    objective = objective_of("classification").tuned(asked, rows.select(trained))
+    found = Stepper(loaded, "classification", objective=objective).evaluate(rows, 4, lambda _: None)
+    assert len(trained) < len(rows)
+    assert found.loss > 0
 
 
 def test_a_step_of_vectors_ranks_against_all_of_its_rows(folder: Path) -> None:

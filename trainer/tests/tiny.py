@@ -275,6 +275,7 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "num_virtual_tokens": 5,
             "early_stopping_patience": 0,
             "eval_steps": 0,
+            "sampling": "shuffled",
             "class_weights": "none",
             "target_mean": 0.0,
             "target_std": 1.0,

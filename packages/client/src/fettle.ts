@@ -23,6 +23,7 @@ import {
   statusSchema,
 } from "@fettle/contract";
 import { type ClientOptions, Connection } from "./connection.js";
+import { CrossValidations } from "./cross-validations.js";
 import { FettleError } from "./error.js";
 import { Data, Files } from "./files.js";
 import { type ExportedModel, type ExportOptions, exportModel } from "./models.js";
@@ -47,6 +48,7 @@ export class Fettle {
   readonly data: Data;
   readonly runs: Runs;
   readonly sweeps: Sweeps;
+  readonly crossValidations: CrossValidations;
   readonly chat: Chat;
   readonly keys: Keys;
   private readonly connection: Connection;
@@ -57,6 +59,7 @@ export class Fettle {
     this.data = new Data(this.connection);
     this.runs = new Runs(this.connection);
     this.sweeps = new Sweeps(this.connection);
+    this.crossValidations = new CrossValidations(this.connection);
     this.chat = new Chat(this.connection);
     this.keys = new Keys(this.connection);
   }

@@ -9,14 +9,9 @@ import {
 } from "@fettle/contract";
 import type { z } from "zod";
 import type { Connection } from "./connection.js";
-import { isFinal } from "./runs.js";
+import { followed } from "./follow.js";
 
 export type CreateSweepRequest = z.input<typeof createSweepSchema>;
-
-const running: readonly SweepObject["status"][] = ["running", "cancelling"];
-const pollMs = 1000;
-/** A server that stays away for half a minute is told of. */
-const maxMisses = 30;
 
 export class Sweeps {
   constructor(private readonly connection: Connection) {}
@@ -44,20 +39,12 @@ export class Sweeps {
   }
 
   /** How it stands, about once a second; the last is how it ended. Goes on over restarts of the server. */
-  async *follow(sweepId: string, { signal }: { signal?: AbortSignal } = {}): AsyncGenerator<SweepObject> {
-    for (let misses = 0; ; ) {
-      signal?.throwIfAborted();
-      try {
-        const sweep = await this.get(sweepId);
-        misses = 0;
-        yield sweep;
-        if (!running.includes(sweep.status)) return;
-      } catch (error) {
-        misses += 1;
-        if (isFinal(error) || misses > maxMisses) throw error;
-      }
-      await new Promise((resolve) => setTimeout(resolve, pollMs));
-    }
+  follow(sweepId: string, { signal }: { signal?: AbortSignal } = {}): AsyncGenerator<SweepObject> {
+    return followed(
+      () => this.get(sweepId),
+      ({ finished_at }) => finished_at !== null,
+      signal,
+    );
   }
 }
 

@@ -9,4 +9,5 @@ export * from "./openai-jobs.js";
 export * from "./openai.js";
 export * from "./rows.js";
 export * from "./sweeps.js";
+export * from "./cross-validations.js";
 export * from "./trainer.js";

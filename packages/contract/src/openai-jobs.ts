@@ -37,6 +37,7 @@ const ownOrAuto = {
   num_virtual_tokens: z.union([auto, own.num_virtual_tokens]).optional(),
   early_stopping_patience: z.union([auto, own.early_stopping_patience]).optional(),
   eval_steps: z.union([auto, own.eval_steps]).optional(),
+  sampling: z.union([auto, own.sampling]).optional(),
   class_weights: z.union([auto, own.class_weights]).optional(),
   target_mean: z.union([auto, own.target_mean]).optional(),
   target_std: z.union([auto, own.target_std]).optional(),

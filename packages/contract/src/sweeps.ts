@@ -25,6 +25,7 @@ export const searchedNames = [
   "num_virtual_tokens",
   "early_stopping_patience",
   "eval_steps",
+  "sampling",
   "class_weights",
   "beta",
 ] as const;
@@ -59,7 +60,7 @@ export type Search = z.infer<typeof searchSchema>;
 export const pruningSchema = z.enum(["none", "median", "hyperband"]);
 export type Pruning = z.infer<typeof pruningSchema>;
 
-const budgetSchema = z.strictObject({
+export const budgetSchema = z.strictObject({
   trials: z
     .number()
     .int()

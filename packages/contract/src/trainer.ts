@@ -56,9 +56,14 @@ export const hyperparametersSchema = z.strictObject({
   num_virtual_tokens: z.number().int().min(1).max(1000).describe("prompt and prefix: what stands before each row"),
   early_stopping_patience: z.number().int().min(0).max(100).describe("evaluations without gain; 0 is off"),
   eval_steps: z.number().int().min(0).max(100000).describe("optimiser steps between evaluations; 0 is once per epoch"),
+  sampling: z
+    .enum(["shuffled", "balanced"])
+    .describe("classification: shuffled shows each row once an epoch, balanced each class as often as the others"),
   class_weights: z
     .enum(["none", "balanced"])
-    .describe("classification: balanced lets every class weigh the same, however many rows it has"),
+    .describe(
+      "classification: balanced lets every class weigh the same, however many rows it has; multilabel_classification: each label as much where it is as where it is not",
+    ),
   target_mean: z.number().min(-1e30).max(1e30).describe("regression: (score - target_mean) / target_std is learnt"),
   target_std: z.number().positive().max(1e30),
   beta: z.number().positive().max(2).describe("preference: how dear leaving the starting model is"),
@@ -79,7 +84,13 @@ export const trainSpecSchema = z.strictObject({
   }),
   data: z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
-    train_sha256: z.string().length(64),
+    train_sha256: z.string().length(64).describe("of the bytes of all files to train on, one after the other"),
+    more_train_paths: z
+      .array(z.string().max(4096))
+      .max(18)
+      .nullable()
+      .optional()
+      .describe("more rows to train on: the folds of a cross-validation, each file tokenised and cached by itself"),
     validation_path: z.string().max(4096).nullable().describe("null: nothing is held out, nothing is evaluated"),
     labels: z
       .array(z.string().max(256))

@@ -1,5 +1,7 @@
 """What a run tells of itself: the model it trains, the rows it found, each step."""
 
+from collections.abc import Sequence
+
 from .checkpoint import Progress
 from .data import Dataset, TokenRows
 from .events import EventLog
@@ -8,6 +10,8 @@ from .models import Loaded
 from .plan import Plan
 from .spec import Task
 from .step import StepResult
+
+_MOST_TOLD = 8
 
 
 def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
@@ -63,6 +67,20 @@ def _tell_memory(log: EventLog, memory: Memory) -> None:
     parts = sorted(memory.parts().items(), key=lambda part: -part[1])
     told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
     log.log("info", f"About {memory.total / 1e9:.2f} GB of memory will be in use at the peak: {told}.")
+
+
+def tell_weights(log: EventLog, weights: Sequence[float], labels: Sequence[str]) -> None:
+    """Of classes or labels, where the run weighs them; classes after the last that occurs have none."""
+    if not weights:
+        return
+    named = sorted(zip(weights, labels, strict=False), reverse=True)
+    shown = ", ".join(f'"{label}" {weight:.3g}' for weight, label in named[:_MOST_TOLD])
+    more = len(named) - _MOST_TOLD
+    log.log(
+        "info",
+        f"Weights: {shown}{f' and {more} more' if more > 0 else ''}.",
+        weights={label: weight for weight, label in named},
+    )
 
 
 def tell_step(

@@ -6,7 +6,7 @@ The windows depend on the number of rows per step alone, never on how a step is 
 that 8 x 1, 4 x 2 and 1 x 8 see the same rows and give the same gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -23,6 +23,9 @@ from .tensor_files import integers
 # Rows sorted by length together, in windows: enough to make padding rare, few enough to stay shuffled.
 _WINDOWS_SORTED = 32
 IGNORED = -100
+
+# The rows of an epoch in random order.
+Draw = Callable[[TokenRows, torch.Generator], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +181,18 @@ def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
     return -(-num_rows // rows_per_step)
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Of the order of an epoch's rows."""
-    return (seed * 1_000_003 + epoch) % 2**63
+def shuffled(rows: TokenRows, generator: torch.Generator) -> list[int]:
+    """Each row once."""
+    return integers(torch.randperm(len(rows), generator=generator))
 
 
-def epoch_windows(rows: TokenRows, rows_per_step: int, seed: int, *, by_length: bool) -> list[list[int]]:
+def epoch_windows(
+    rows: TokenRows, rows_per_step: int, seed: int, *, by_length: bool, draw: Draw = shuffled
+) -> list[list[int]]:
     """Rows of each optimiser step of one epoch. `by_length` puts rows of like length into one step (padded
-    models); otherwise the order is plainly random. Each window is longest first."""
+    models); otherwise they stay as `draw` has them. Each window is longest first."""
     generator = torch.Generator().manual_seed(seed)
-    order = [int(i) for i in torch.randperm(len(rows), generator=generator)]
+    order = draw(rows, generator)
     lengths = rows.lengths
     if by_length:
         span = rows_per_step * _WINDOWS_SORTED

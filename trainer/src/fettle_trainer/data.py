@@ -90,6 +90,18 @@ class TokenRows:
     def num_label_tokens(self, task: Task) -> int:
         return objective_of(task).num_targets(len(self), self.aux)
 
+    @classmethod
+    def joined(cls, parts: Sequence["TokenRows"]) -> "TokenRows":
+        """One part after the other; without `reference`."""
+        return cls(
+            ids=torch.cat([part.ids for part in parts]),
+            starts=_starts([one for part in parts for one in integers(part.starts.diff())]),
+            aux=torch.cat([part.aux for part in parts]),
+            aux_starts=_starts([one for part in parts for one in integers(part.aux_starts.diff())]),
+            labels=torch.cat([part.labels for part in parts]),
+            lines=torch.cat([part.lines for part in parts]),
+        )
+
     def select(self, rows: Sequence[int]) -> "TokenRows":
         index = torch.tensor(rows, dtype=torch.long)
         empty = torch.zeros(0, dtype=torch.int32)
@@ -112,6 +124,18 @@ class Dataset:
     refused: list[Refusal]
     num_refused: int
     num_truncated: int
+
+    @classmethod
+    def joined(cls, parts: Sequence["Dataset"]) -> "Dataset":
+        """Files that were tokenised one by one, as one. A single part stays mapped, not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            TokenRows.joined([part.rows for part in parts]),
+            [one for part in parts for one in part.refused][:MOST_REFUSALS_TOLD],
+            sum(part.num_refused for part in parts),
+            sum(part.num_truncated for part in parts),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +238,13 @@ def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.long).cumsum(0)
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(*paths: Path) -> str:
+    """Of their bytes, one file after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def tokenizer_sha256(folder: Path) -> str:

@@ -25,7 +25,7 @@ def identity_of(spec: TrainSpec) -> Identity:
     """JSON values by dotted name. Reads the rows and every weight once. Raises TrainFailure when the training
     rows are not those the spec was made for."""
     data, base = spec.data, spec.base_model
-    rows = file_sha256(Path(data.train_path))
+    rows = file_sha256(*data.train_paths)
     if rows != data.train_sha256:
         raise TrainFailure(
             "file_not_usable",

@@ -20,13 +20,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .collate import Collator, epoch_seed, epoch_windows, evaluation_batches, micro_batches
+from .collate import Collator, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
 from .memory_layers import Layers
 from .models import Loaded
 from .plan import Plan
 from .run_rows import RunRows
+from .sampling import Windows
 from .spec import Task, TrainSpec
 from .tasks import Objective, objective_of
 
@@ -107,17 +108,20 @@ class Memory:
 class Work:
     """`dtype`: of the products."""
 
-    task: Task
+    spec: TrainSpec
     dtype: torch.dtype
     plan: Plan
     rows_per_batch: int
-    seed: int
+
+    @property
+    def task(self) -> Task:
+        return self.spec.task
 
     @classmethod
     def of(cls, spec: TrainSpec, plan: Plan, dtype: torch.dtype, *, rows_per_batch: int | None) -> "Work":
         """`rows_per_batch`: where an earlier attempt found that fewer fit than the spec says."""
         rows = rows_per_batch or spec.hyperparameters.per_device_train_batch_size
-        return cls(task=spec.task, dtype=dtype, plan=plan, rows_per_batch=rows, seed=spec.seed)
+        return cls(spec=spec, dtype=dtype, plan=plan, rows_per_batch=rows)
 
 
 def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) -> Memory:
@@ -157,10 +161,10 @@ def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[list[i
     """Micro-batches that may take most: those with the most tokens, and with the longest rows."""
     lengths = rows.lengths
     best: dict[int, tuple[int, list[int]]] = {}
+    windows = Windows(work.spec, rows, work.plan.rows_per_step, by_length=by_length)
     epochs = work.plan.total_steps // work.plan.steps_per_epoch
     for epoch in range(min(epochs, max(1, _LOOKED_THROUGH // len(rows)))):
-        seed = epoch_seed(work.seed, epoch)
-        for window in epoch_windows(rows, work.plan.rows_per_step, seed, by_length=by_length):
+        for window in windows.of(epoch):
             for chosen in micro_batches(window, work.rows_per_batch):
                 for power in (1, 2):
                     size = sum(lengths[row] ** power for row in chosen)

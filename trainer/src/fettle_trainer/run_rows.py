@@ -25,10 +25,10 @@ def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dat
     cache = Path(shared) if shared else Path(spec.output_dir) / "cache"
     tokenizer = tokenizer_sha256(Path(spec.base_model.path))
 
-    def read(path: str) -> Dataset:
+    def read(path: Path) -> Dataset:
         news.heartbeat.mark("reading")
         dataset = load_dataset(
-            Path(path),
+            path,
             tokeniser,
             cache=cache,
             tokenizer_sha256=tokenizer,
@@ -37,7 +37,7 @@ def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dat
         news.heartbeat.mark("reading")
         return dataset
 
-    dataset = read(spec.data.train_path)
+    dataset = Dataset.joined([read(path) for path in spec.data.train_paths])
     if len(dataset.rows) == 0:
         reason = dataset.refused[0].message if dataset.refused else "the file is empty."
         raise TrainFailure(
@@ -47,7 +47,7 @@ def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dat
         )
     if spec.data.validation_path is None:
         return RunRows(dataset.rows, dataset.rows.select([])), dataset
-    other = read(spec.data.validation_path)
+    other = read(Path(spec.data.validation_path))
     if other.num_refused:
         first = other.refused[0]
         news.log.log(

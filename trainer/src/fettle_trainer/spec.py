@@ -43,8 +43,9 @@ def _text(most: int, least: int = 0, *, optional: bool = False) -> Any:
     return field(metadata={"shortest": least, "longest": most, "optional": optional})
 
 
-def _texts(most: int, longest: int, *, least: int = 0, shortest: int = 0) -> Any:
-    return field(metadata={"fewest": least, "items": most, "shortest": shortest, "longest": longest})
+def _texts(most: int, longest: int, *, least: int = 0, shortest: int = 0, optional: bool = False) -> Any:
+    bounds = {"fewest": least, "items": most, "shortest": shortest, "longest": longest}
+    return field(metadata={**bounds, "optional": optional})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,13 @@ class BaseModel:
 class Data:
     train_path: str = _text(4096)
     train_sha256: str = _text(64, 64)
+    more_train_paths: tuple[str, ...] | None = _texts(18, 4096, optional=True)
     validation_path: str | None = _text(4096)
     labels: tuple[str, ...] | None = _texts(1000, 256)
+
+    @property
+    def train_paths(self) -> tuple[Path, ...]:
+        return tuple(Path(path) for path in (self.train_path, *(self.more_train_paths or ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,7 @@ class Hyperparameters:
     num_virtual_tokens: int = _number(1, 1000)
     early_stopping_patience: int = _number(0, 100)
     eval_steps: int = _number(0, 100000)
+    sampling: Literal["shuffled", "balanced"] = field()
     class_weights: Literal["none", "balanced"] = field()
     target_mean: float = _number(-1e30, 1e30)
     target_std: float = _number(0, 1e30, above=True)
@@ -170,6 +177,11 @@ def parse_spec(value: object) -> TrainSpec:
         raise SpecError(
             f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "
             f"{spec.task!r} is not: use method 'lora'."
+        )
+    if spec.hyperparameters.sampling == "balanced" and spec.task != "classification":
+        raise SpecError(
+            f"spec.hyperparameters.sampling 'balanced' needs rows of one class each, and task {spec.task!r} "
+            "has none: use 'shuffled'."
         )
     if spec.method == "head" and spec.task in _HEADLESS:
         raise SpecError(

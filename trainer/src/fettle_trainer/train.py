@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_model, tell_rows, tell_step
+from .announcements import tell_model, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
-from .collate import epoch_seed, epoch_windows, micro_batches
+from .collate import micro_batches
 from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
@@ -31,6 +31,7 @@ from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tens
 from .plan import Plan
 from .reference import remembered
 from .run_rows import RunRows, load_rows
+from .sampling import Windows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
@@ -188,12 +189,17 @@ class Training:
         self._saved_step = self._progress.step
         self._loaded.set_training()
         self._remember()
-        self._windows_epoch, self._windows = -1, list[list[int]]()
+        labels = self._spec.data.labels or ()
+        self._windows = Windows(
+            self._spec, self._rows.train, self._plan.rows_per_step, by_length=not self._loaded.packed
+        )
+        self._windows.tell(self._log, labels)
+        tell_weights(self._log, self._stepper.objective.weights, labels)
         self._began = self._saved_at = time.monotonic()
 
     def _make_stepper(self) -> Stepper:
         hyper = self._spec.hyperparameters
-        objective = objective_of(self._spec.task).tuned(hyper, self._rows.train.labels)
+        objective = objective_of(self._spec.task).tuned(hyper, self._rows.train)
         return Stepper(
             self._loaded,
             self._spec.task,
@@ -279,7 +285,7 @@ class Training:
         start = time.monotonic()
         rate = self._schedule.at(progress.step)
         set_rate(self._optimiser, rate)
-        result = self._gradients(self._window(progress))
+        result = self._gradients(self._windows.of(progress.epoch)[progress.window])
         trend = progress.trend.after(result.loss)
         wrong = divergence(progress.step + 1, loss=result.loss, grad_norm=result.grad_norm, trend=trend)
         if wrong is not None:
@@ -347,16 +353,6 @@ class Training:
                 self._room.before(size)
 
         return begin
-
-    def _window(self, progress: Progress) -> list[int]:
-        if self._windows_epoch != progress.epoch:
-            seed = epoch_seed(self._spec.seed, progress.epoch)
-            by_length = not self._loaded.packed
-            self._windows = epoch_windows(
-                self._rows.train, self._plan.rows_per_step, seed, by_length=by_length
-            )
-            self._windows_epoch = progress.epoch
-        return self._windows[progress.window]
 
     def _advance(self, progress: Progress, result: StepResult, seconds: float) -> None:
         last = progress.window + 1 == self._plan.steps_per_epoch

@@ -1,15 +1,8 @@
 /** The commands and their options. What they do is in the files beside this one. */
-import {
-  exportFormatSchema,
-  exportQuantizeSchema,
-  methodSchema,
-  pruningSchema,
-  searchSchema,
-  taskSchema,
-} from "@fettle/contract";
-import { Command, InvalidArgumentError, Option } from "commander";
+import { exportFormatSchema, exportQuantizeSchema } from "@fettle/contract";
+import { Command, Option } from "commander";
 import { chat, classify, predict } from "./chat.js";
-import type { Context } from "./context.js";
+import { type Add, adder, number, type Run, withExamples, withRunOptions, withValidation } from "./command.js";
 import { dataImport, dataList, dataShow } from "./data.js";
 import { doctor } from "./doctor.js";
 import { exitCodes, exitHelp } from "./exit.js";
@@ -17,33 +10,8 @@ import { type Asked, exportToFolder } from "./export.js";
 import type { DemoOptions, Local } from "./local.js";
 import { keysCreate, keysList, keysRevoke, models } from "./models.js";
 import { logs, ps, resume, stop } from "./runs.js";
+import { searchCommands } from "./search-commands.js";
 import { train, type TrainOptions } from "./train.js";
-import { sweeps, tune, type TuneOptions } from "./tune.js";
-
-export interface Run {
-  local: Local;
-  /** Makes the context once `--json` is known. */
-  context(json: boolean): Context;
-  /** Runs a command and keeps its exit code. */
-  run(json: boolean, work: () => Promise<number>): Promise<void>;
-}
-
-interface Spec {
-  name: string;
-  summary: string;
-  examples: readonly string[];
-}
-
-function withExamples(command: Command, examples: readonly string[]): Command {
-  return command.addHelpText("before", `Examples:\n${examples.map((line) => `  ${line}`).join("\n")}\n`);
-}
-
-const number = (text: string): number => {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("Expected a number.");
-  return value;
-};
-const collect = (value: string, before: string[]): string[] => [...before, value];
 
 /** The same below `models` and by itself. */
 function exportCommand(parent: Command, called: string, add: Add): void {
@@ -87,32 +55,10 @@ export function buildProgram(io: Run): Command {
   const add = adder(io);
   serverCommands(program, add, io.local);
   runCommands(program, add);
-  sweepCommands(program, add);
+  searchCommands(program, add);
   dataCommands(program, add);
   modelCommands(program, add);
   return program;
-}
-
-type Action = (context: Context, args: string[], options: Record<string, unknown>) => Promise<number>;
-type Add = (parent: Command, spec: Spec, action: Action) => Command;
-
-function adder(io: Run): Add {
-  return (parent, { name, summary, examples }, action) => {
-    const command = withExamples(parent.command(name), examples).description(summary);
-    command.option("--json", "one JSON document on stdout, talk on stderr");
-    return command.action(async function (this: Command) {
-      // `models` has options of its own and commands below: it takes `--json` wherever it stands.
-      const options = this.optsWithGlobals();
-      const json = options["json"] === true;
-      await io.run(json, () =>
-        action(
-          io.context(json),
-          this.processedArgs.flat().filter((arg): arg is string => typeof arg === "string"),
-          options,
-        ),
-      );
-    });
-  };
 }
 
 function serverCommands(program: Command, add: Add, local: Local): void {
@@ -188,84 +134,22 @@ function serverCommands(program: Command, add: Add, local: Local): void {
   );
 }
 
-/** What a run is asked for; each trial of a sweep is one. */
-const withRunOptions = (command: Command): Command =>
-  command
-    .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
-    .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
-    .option("--task <task>", `${taskSchema.options.join(", ")} (default: inferred)`)
-    .option("--validation <file>", "file or data id to validate on (default: held out)")
-    .option("--epochs <n>", "num_train_epochs")
-    .option("--batch-size <n>", "per_device_train_batch_size")
-    .option("--learning-rate <x>", "learning_rate")
-    .option("--max-length <n>", "max_length, in tokens")
-    .option("--lora-r <n>", "lora_r")
-    .option("--set <name=value>", "any other hyperparameter; may be repeated", collect, [])
-    .option("--seed <n>", "seed of the run")
-    .option("--suffix <text>", "part of the tuned model's name")
-    .option("-d, --detach", "do not follow");
-
-function sweepCommands(program: Command, add: Add): void {
-  withRunOptions(
-    add(
-      program,
-      {
-        name: "tune <file>",
-        summary: "Search hyperparameters: many runs, the best of them, and whether it beats the automatic values.",
-        examples: [
-          "fettle tune mails.csv --model minilm --trials 12",
-          "fettle tune mails.csv --model minilm --minutes 60 --metric f1_macro --prune median",
-          "fettle tune tickets.jsonl -m smollm2-135m-instruct --space learning_rate=1e-5..1e-3:log --space lora_r=8,16,32",
-        ],
-      },
-      (context, [file = ""], options) => tune(context, file, options as unknown as TuneOptions),
-    ),
-  )
-    .option(
-      "--space <name=values>",
-      "what is searched: 1,2,4 or MIN..MAX, then :log or :STEP if wanted; may be repeated (default: the learning rate)",
-      collect,
-      [],
-    )
-    .option("--search <how>", `${searchSchema.options.join(", ")} (default: random)`)
-    .option("--prune <how>", `${pruningSchema.options.join(", ")}: end trials that fall behind (default: none)`)
-    .option("--trials <n>", "configurations tried (default: 20, or the whole grid)", number)
-    .option("--minutes <n>", "time with a trial at work, the verdict's repeats among it", number)
-    .option("--money <x>", "such time at runs.price_per_hour of fettle.yaml", number)
-    .option("--metric <name>", "valid_loss, or one of the task such as accuracy (default: valid_loss)")
-    .option("--minimize", "the metric is better when it is lower (default: by its name)")
-    .option("--maximize", "the metric is better when it is higher")
-    .option("--parallel <n>", "trials at once (default: as memory allows)", number)
-    .option("--repeats <n>", "runs with other seeds for the verdict (default: 3)", number);
-
-  add(
-    program,
-    {
-      name: "sweeps [id]",
-      summary: "Sweeps, newest first; or one with its trials.",
-      examples: ["fettle sweeps", "fettle sweeps sweep-abc", "fettle sweeps sweep-abc --cancel"],
-    },
-    (context, [id], { cancel }) => sweeps(context, { ...(id !== undefined && { id }), cancel: cancel === true }),
-  ).option("--cancel", "end it and its trials for good");
-}
-
 function runCommands(program: Command, add: Add): void {
   const examples = [
     "fettle train tickets.jsonl --model smollm2-135m-instruct",
     "fettle train mails.csv --model minilm --task classification --epochs 2",
     "fettle train file-abc --model minilm --method lora --set lora_alpha=32 --detach --json",
   ];
-  withRunOptions(
-    add(
-      program,
-      {
-        name: "train <file>",
-        summary: "Upload a file (or use a data id), start a run, follow it to its end. Ctrl-C detaches.",
-        examples,
-      },
-      (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
-    ),
+  const training = add(
+    program,
+    {
+      name: "train <file>",
+      summary: "Upload a file (or use a data id), start a run, follow it to its end. Ctrl-C detaches.",
+      examples,
+    },
+    (context, [file = ""], options) => train(context, file, options as unknown as TrainOptions),
   );
+  withValidation(withRunOptions(training));
 
   add(
     program,

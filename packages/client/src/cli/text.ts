@@ -17,6 +17,9 @@ export function bytes(count: number): string {
   return `${value >= 100 || power === 0 ? Math.round(value) : value.toFixed(1)} ${units[power]}`;
 }
 
+/** Four figures, without zeros that say nothing. */
+export const figure = (value: number): string => String(Number(value.toPrecision(4)));
+
 /** "42 s", "3 min 20 s", "2 h 5 min". */
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));

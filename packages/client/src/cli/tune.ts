@@ -11,7 +11,7 @@ import {
 import type { CreateSweepRequest } from "../sweeps.js";
 import type { Context } from "./context.js";
 import { exitCodes, usageError } from "./exit.js";
-import { duration, moment, printable, table } from "./text.js";
+import { duration, figure, moment, printable, table } from "./text.js";
 import { dataId, oneOf, requestOf, type TrainOptions } from "./train.js";
 
 export interface TuneOptions extends TrainOptions {
@@ -62,10 +62,13 @@ export function sweepRequest(options: TuneOptions): OfSweep {
   const direction = options.minimize ? "minimize" : options.maximize ? "maximize" : undefined;
   if (direction !== undefined && metric === undefined)
     throw usageError(`--${direction} needs a metric: expected --metric NAME beside it.`);
-  const space = options.space ?? [];
+  const space = (options.space ?? []).map(dimensionOf);
+  const twice = space.find(([name], at) => space.findIndex(([other]) => other === name) < at);
+  if (twice !== undefined)
+    throw usageError(`--space ${twice[0]} is given twice: expected all its values in one, such as ${twice[0]}=4,8.`);
   return {
     budget,
-    ...(space.length > 0 && { space: Object.fromEntries(space.map(dimensionOf)) }),
+    ...(space.length > 0 && { space: Object.fromEntries(space) }),
     ...(options.search !== undefined && { search: oneOf("--search", options.search, searchSchema.options) }),
     ...(options.prune !== undefined && { pruning: oneOf("--prune", options.prune, pruningSchema.options) }),
     ...(metric !== undefined && { metric: { name: metric, ...(direction !== undefined && { direction }) } }),
@@ -84,12 +87,15 @@ function dimensionOf(text: string): [string, Dimension] {
     throw usageError(`--space ${name}: it cannot be searched; expected one of ${searchedNames.join(", ")}.`);
   const range = /^([^.]*(?:\.\d+)?(?:e-?\d+)?)\.\.([^:]+)(?::(.+))?$/i.exec(spec);
   if (range === null) return [name, { values: spec.split(",").map(readValue) }];
-  const [min, max] = [range[1], range[2]].map(Number) as [number, number];
+  const [min, max] = [numberIn(range[1]), numberIn(range[2])];
   const how = range[3];
-  const step = how === undefined || how === "log" ? undefined : Number(how);
+  const step = how === undefined || how === "log" ? undefined : numberIn(how);
   if ([min, max, step ?? 0].some(Number.isNaN)) throw usageError(`--space ${text}: expected ${forms}.`);
   return [name, { min, max, log: how === "log", ...(step !== undefined && { step }) }];
 }
+
+/** NaN for an empty text too, which `Number` takes for 0. */
+const numberIn = (text = ""): number => (text.trim() === "" ? Number.NaN : Number(text));
 
 function readValue(text: string): SearchedValue {
   if (text === "null") return null;
@@ -119,7 +125,6 @@ async function follow(context: Context, sweepId: string): Promise<number> {
 
 const hasEnded = (trial: TrialObject | undefined): boolean =>
   trial !== undefined && ["succeeded", "failed", "pruned", "cancelled"].includes(trial.status);
-const figure = (value: number): string => String(Number(value.toPrecision(4)));
 const settings = (values: Record<string, SearchedValue>): string =>
   Object.entries(values)
     .map(([name, value]) => `${name}=${typeof value === "number" ? figure(value) : value}`)

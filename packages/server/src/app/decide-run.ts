@@ -61,6 +61,7 @@ export function decideRun(input: RunFacts): Decision {
         facts: input.facts,
         notices: input.training?.notices ?? [],
         hasValidationFile: input.run.validationFile !== null,
+        fold: input.run.split?.fold ?? null,
       }),
       ...choiceNotes(choices),
       estimateNote(estimate.value),

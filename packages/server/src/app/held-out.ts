@@ -1,8 +1,10 @@
 /** Looks at all rows of a run once, and holds some out for validation when no file was given for that. */
+import { createHash, type Hash } from "node:crypto";
 import type { CanonicalRow } from "@fettle/contract";
-import type { Run } from "../domain/job.js";
+import { AppError } from "../domain/error.js";
+import type { Fold, Run } from "../domain/job.js";
 import { approximateTokens, splitKey } from "../domain/row-facts.js";
-import { holdOut } from "../domain/split.js";
+import { foldsOf, holdOut } from "../domain/split.js";
 import { parseRow, rowLines } from "./row-lines.js";
 import type { Blobs } from "./ports.js";
 
@@ -22,11 +24,15 @@ export interface RowFacts {
 
 /** Written last, so that a split is whole when this is there. */
 export interface HeldOut extends RowFacts {
+  /** Of the files to train on, one after the other. */
   train_sha256: string;
+  /** Their names in the folder `rows`; absent: train.jsonl. */
+  train_files?: string[];
 }
 
-export const heldOutKey = (runId: string): string => `runs/${runId}/rows/held-out.json`;
-export const trainRowsKey = (runId: string): string => `runs/${runId}/rows/train.jsonl`;
+const heldOutKey = (runId: string): string => `runs/${runId}/rows/held-out.json`;
+export const trainRowsKeys = (runId: string, { train_files = ["train.jsonl"] }: HeldOut): string[] =>
+  train_files.map((name) => `runs/${runId}/rows/${name}`);
 export const validationRowsKey = (runId: string): string => `runs/${runId}/rows/validation.jsonl`;
 
 const fraction = 0.1;
@@ -53,23 +59,66 @@ export async function surveyRows(
     const { numLeaked, numValidationRows } = await leaks(blobs, run.validationFile, pass.keys);
     return { ...pass.facts(() => true), numValidationRows, numLeaked };
   }
-  if (pass.keys.length < minRowsToSplit) return { ...pass.facts(() => true), numValidationRows: 0, numLeaked: 0 };
   const seed = run.split?.seed ?? run.seed;
-  const held = holdOut({ keys: pass.keys, strata: pass.strata(), fraction, maxRows: maxHeldOutRows, seed });
-  const numValidationRows = held.reduce((sum, one) => sum + one, 0);
-  const facts = { ...pass.facts((row) => held[row] === 0), numValidationRows, numLeaked: 0 };
-  if (numValidationRows === 0) return facts;
-  await blobs.put(
-    validationRowsKey(run.id),
-    linesWhere(blobs, run.trainingFile, (row) => held[row] === 1),
-  );
-  const { sha256 } = await blobs.put(
-    trainRowsKey(run.id),
-    linesWhere(blobs, run.trainingFile, (row) => held[row] === 0),
-  );
-  const note: HeldOut = { ...facts, train_sha256: sha256 };
-  await blobs.put(heldOutKey(run.id), once(Buffer.from(JSON.stringify(note))));
+  const parts = run.split?.fold ? foldParts(pass, run.split.fold, seed) : tenthParts(pass, seed);
+  const numValidationRows = parts.of.reduce((sum, part) => sum + (part === parts.held ? 1 : 0), 0);
+  const facts = { ...pass.facts((row) => parts.of[row] !== parts.held), numValidationRows, numLeaked: 0 };
+  if (numValidationRows > 0) await writeParts(blobs, run, { parts, facts });
   return facts;
+}
+
+/** A file each. */
+interface Parts {
+  /** Of each row. */
+  of: Uint8Array;
+  held: number;
+  train: { part: number; name: string }[];
+}
+
+function tenthParts({ keys, strata }: FirstPass, seed: number): Parts {
+  const train = [{ part: 0, name: "train.jsonl" }];
+  if (keys.length < minRowsToSplit) return { of: new Uint8Array(keys.length), held: 1, train };
+  return { of: holdOut({ keys, strata: strata(), fraction, maxRows: maxHeldOutRows, seed }), held: 1, train };
+}
+
+/**
+ * A file for each fold: whichever run of the cross-validation holds one out, its files have the same bytes, so that
+ * what one run has tokenised is there for the others.
+ */
+function foldParts({ keys, strata }: FirstPass, { number, of: folds }: Fold, seed: number): Parts {
+  const different = new Set(keys).size;
+  if (different < folds) throw new AppError("too_few_rows", tooFewForFolds(different, folds), { param: "folds" });
+  const others = Array.from({ length: folds }, (_, part) => part).filter((part) => part !== number);
+  return {
+    of: foldsOf({ keys, strata: strata(), folds, seed }),
+    held: number,
+    train: others.map((part) => ({ part, name: `fold-${part}.jsonl` })),
+  };
+}
+
+export const tooFewForFolds = (different: number, folds: number): string =>
+  `The training file has ${different} different rows, those of one group or with the same question counted as one: expected at least one for each of ${folds} folds. Ask for fewer folds, or add rows.`;
+
+async function writeParts(
+  blobs: Blobs,
+  run: Pick<Run, "id" | "trainingFile">,
+  { parts, facts }: { parts: Parts; facts: RowFacts },
+): Promise<void> {
+  const linesOf = (part: number): AsyncIterable<Uint8Array> =>
+    linesWhere(blobs, run.trainingFile, (row) => parts.of[row] === part);
+  await blobs.put(validationRowsKey(run.id), linesOf(parts.held));
+  const hash = createHash("sha256");
+  const note: HeldOut = { ...facts, train_sha256: "", train_files: parts.train.map(({ name }) => name) };
+  const keys = trainRowsKeys(run.id, note);
+  for (const [at, { part }] of parts.train.entries()) await blobs.put(keys[at] ?? "", hashed(linesOf(part), hash));
+  await blobs.put(heldOutKey(run.id), once(Buffer.from(JSON.stringify({ ...note, train_sha256: hash.digest("hex") }))));
+}
+
+async function* hashed(bytes: AsyncIterable<Uint8Array>, hash: Hash): AsyncIterable<Uint8Array> {
+  for await (const piece of bytes) {
+    hash.update(piece);
+    yield piece;
+  }
 }
 
 interface FirstPass {

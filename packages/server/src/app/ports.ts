@@ -279,10 +279,13 @@ export interface NewRunEvent {
   data: Record<string, unknown> | null;
 }
 
+/** Both are kept alike; see Sweep. */
+export type SweepKind = "sweep" | "cross_validation";
+
 export interface SweepStore {
   create(sweep: Sweep): Promise<void>;
   get(projectId: string, id: string): Promise<Sweep | null>;
-  list(projectId: string, page: PageRequest): Promise<Page<Sweep>>;
+  list(projectId: string, page: PageRequest & { kind: SweepKind }): Promise<Page<Sweep>>;
   /** Of all projects, those that have not ended, oldest first. */
   unended(): Promise<Sweep[]>;
   /** Reads it FOR UPDATE, applies `change` (pure) and writes; null: nothing is written, and null is the answer. */

@@ -3,7 +3,7 @@ import type { RowFacts } from "./held-out.js";
 import type { Chosen } from "../domain/compatibility.js";
 import { type Choice, notUsed } from "../domain/hyperparameters.js";
 import { gigabytes } from "../domain/estimate.js";
-import type { Estimate } from "../domain/job.js";
+import type { Estimate, Fold } from "../domain/job.js";
 
 export interface Note {
   level: "info" | "warn";
@@ -24,9 +24,10 @@ export interface SeenRows {
   /** Of reading the training file. */
   notices: readonly string[];
   hasValidationFile: boolean;
+  fold: Fold | null;
 }
 
-export function rowNotes({ facts, notices, hasValidationFile }: SeenRows): Note[] {
+export function rowNotes({ facts, notices, hasValidationFile, fold }: SeenRows): Note[] {
   const notes: Note[] = notices.map((message) => ({
     level: "info",
     message: `Training file: ${message}`,
@@ -40,7 +41,7 @@ export function rowNotes({ facts, notices, hasValidationFile }: SeenRows): Note[
           }
         : {
             level: "info",
-            message: `${facts.numValidationRows} ${facts.numValidationRows === 1 ? "row is" : "rows are"} held out for validation, ${facts.numTrainRows} are trained on; rows of one group or with the same question stay together.`,
+            message: `${fold === null ? "" : `Fold ${fold.number + 1} of ${fold.of}: `}${facts.numValidationRows} ${facts.numValidationRows === 1 ? "row is" : "rows are"} held out for validation, ${facts.numTrainRows} are trained on; rows of one group or with the same question stay together.`,
           },
     );
   } else if (facts.numLeaked > 0) {

@@ -117,7 +117,8 @@ async function end(
   { sweep, trials }: SweepView,
   { status, error }: Extract<SweepAction, { type: "end" }>,
 ): Promise<void> {
-  const importance = status === "succeeded" ? await importanceOf(deps, { sweep, trials }) : null;
+  const searched = status === "succeeded" && sweep.folds === undefined;
+  const importance = searched ? await importanceOf(deps, { sweep, trials }) : null;
   await change(deps, sweep, (now) =>
     now.status === sweep.status ? { ...now, status, error, importance, finishedAt: deps.clock.now() } : null,
   );
@@ -145,10 +146,14 @@ async function importanceOf(deps: SweeperDeps, { sweep, trials }: SweepView): Pr
 const change = (deps: SweeperDeps, sweep: Sweep, to: (now: Sweep) => Sweep | null): Promise<Sweep | null> =>
   deps.store.sweeps.update(sweep.id, to);
 
-/** A run refused here for what was asked is a trial refused; anything else is tried again. */
+/**
+ * A run refused here for what was asked is a trial refused; anything else is tried again. Another server may have
+ * stopped the plan, and ended the sweep, while this one made its run: nobody would look after it any more.
+ */
 async function makeRun(deps: SweeperDeps, sweep: Sweep, number: number): Promise<void> {
   const plan = sweep.plans[number];
   if (plan === undefined) return;
+  const { folds } = sweep;
   try {
     await createRun(deps, {
       id: plan.runId,
@@ -157,8 +162,13 @@ async function makeRun(deps: SweeperDeps, sweep: Sweep, number: number): Promise
       trainingFile: sweep.trainingFile,
       validationFile: sweep.validationFile,
       seed: plan.seed,
-      split: { seed: sweep.seed },
-      metadata: { ...sweep.metadata, sweep: sweep.id, trial: String(number) },
+      split: { seed: sweep.seed, ...(folds !== undefined && { fold: { number, of: folds } }) },
+      metadata: {
+        ...sweep.metadata,
+        ...(folds === undefined
+          ? { sweep: sweep.id, trial: String(number) }
+          : { cross_validation: sweep.id, fold: String(number + 1) }),
+      },
       // Each value of the space was checked to be one that a run takes.
       request: {
         ...sweep.request,
@@ -170,7 +180,11 @@ async function makeRun(deps: SweeperDeps, sweep: Sweep, number: number): Promise
   } catch (error) {
     if (!(error instanceof AppError) || error.status >= 500) throw error;
     await stop(deps, sweep, { number, why: "refused", reason: `${error.code}: ${error.message}` });
+    return;
   }
+  const now = await deps.store.sweeps.get(sweep.projectId, sweep.id);
+  const stopped = now?.plans[number]?.stopped ?? null;
+  if (stopped !== null) await cancelRun(deps, sweep, { number, reason: `${stopped.why}: ${stopped.reason}` });
 }
 
 async function stop(
@@ -190,7 +204,7 @@ async function stop(
 async function cancelRun(
   deps: SweeperDeps,
   sweep: Sweep,
-  { number, reason }: Extract<SweepAction, { type: "cancel_run" }>,
+  { number, reason }: Pick<Extract<SweepAction, { type: "cancel_run" }>, "number" | "reason">,
 ): Promise<void> {
   const runId = sweep.plans[number]?.runId ?? "";
   await deps.store.runs.update(runId, (run) => {

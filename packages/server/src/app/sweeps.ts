@@ -5,8 +5,8 @@ import { checkGrid, checkSpace, defaultSpace } from "../domain/search-space.js";
 import type { Budget } from "../domain/sweep-budget.js";
 import type { Plan, Sweep, Trial } from "../domain/sweep.js";
 import type { AppDeps } from "./deps.js";
-import { checkStart, ownRun, randomSeed, type RunDeps } from "./jobs.js";
-import type { Page, PageRequest, Store } from "./ports.js";
+import { checkStart, type NewRun, ownRun, randomSeed, type RunDeps } from "./jobs.js";
+import type { Page, PageRequest, Store, SweepKind } from "./ports.js";
 
 /** Makes the sweep; its first trial follows. Refuses what no trial could begin with. */
 export async function createSweep(
@@ -23,8 +23,24 @@ export async function createSweep(
   const grid = request.search === "grid" ? checkGrid(space) : null;
   if (grid?.ok === false) throw asError(grid.refusal);
   const sweep: Sweep = {
+    ...begun(deps, run),
     id: deps.ids.make("sweep-"),
-    projectId,
+    space,
+    search: request.search,
+    pruning: request.pruning,
+    budget: budgetOf(request.budget, input.pricePerHour),
+    metric: metricOf(request),
+    parallel: request.parallel ?? null,
+    repeats: request.repeats,
+  };
+  await deps.store.sweeps.create(sweep);
+  return sweep;
+}
+
+/** What is the same of all of them. */
+export const begun = (deps: RunDeps, run: NewRun) =>
+  ({
+    projectId: run.projectId,
     createdAt: deps.clock.now(),
     finishedAt: null,
     status: "running",
@@ -34,20 +50,10 @@ export async function createSweep(
     metadata: run.metadata,
     request: run.request,
     seed: run.seed ?? randomSeed(deps),
-    space,
-    search: request.search,
-    pruning: request.pruning,
-    budget: budgetOf(request, input.pricePerHour),
-    metric: metricOf(request),
-    parallel: request.parallel ?? null,
-    repeats: request.repeats,
     plans: [],
     importance: null,
     error: null,
-  };
-  await deps.store.sweeps.create(sweep);
-  return sweep;
-}
+  }) satisfies Partial<Sweep>;
 
 const asError = ({
   code,
@@ -59,7 +65,7 @@ const asError = ({
   param: string | null;
 }): AppError => new AppError(code, message, { param });
 
-function budgetOf({ budget }: CreateSweep, pricePerHour: number): Budget {
+export function budgetOf(budget: CreateSweep["budget"], pricePerHour: number): Budget {
   const { trials = null, minutes = null, money = null } = budget;
   if (money !== null && pricePerHour === 0)
     throw new AppError(
@@ -89,35 +95,35 @@ export interface SweepView {
   trials: Trial[];
 }
 
-export async function getSweep(
-  deps: { store: Pick<Store, "sweeps" | "runs"> },
-  { projectId, sweepId }: { projectId: string; sweepId: string },
-): Promise<SweepView> {
-  const sweep = await deps.store.sweeps.get(projectId, sweepId);
-  if (sweep === null) throw noSuchSweep(sweepId);
+interface SweepId {
+  projectId: string;
+  kind: SweepKind;
+  id: string;
+}
+
+export async function getSweep(deps: { store: Pick<Store, "sweeps" | "runs"> }, asked: SweepId): Promise<SweepView> {
+  const sweep = await deps.store.sweeps.get(asked.projectId, asked.id);
+  if (sweep === null || (sweep.folds === undefined) !== (asked.kind === "sweep")) throw noSuch(asked);
   return withTrials(deps, sweep);
 }
 
 export async function listSweeps(
   deps: { store: Pick<Store, "sweeps" | "runs"> },
-  { projectId, ...page }: PageRequest & { projectId: string },
+  { projectId, ...page }: PageRequest & Pick<SweepId, "projectId" | "kind">,
 ): Promise<Page<SweepView>> {
   const { data, hasMore } = await deps.store.sweeps.list(projectId, page);
   return { data: await Promise.all(data.map((sweep) => withTrials(deps, sweep))), hasMore };
 }
 
 /** The answer shows it `cancelling`: its runs end at their next step. Throws `conflict` when it has ended. */
-export async function cancelSweep(
-  deps: Pick<AppDeps, "store">,
-  { projectId, sweepId }: { projectId: string; sweepId: string },
-): Promise<SweepView> {
-  const { sweep } = await getSweep(deps, { projectId, sweepId });
+export async function cancelSweep(deps: Pick<AppDeps, "store">, asked: SweepId): Promise<SweepView> {
+  const { sweep } = await getSweep(deps, asked);
   const cancelling = await deps.store.sweeps.update(sweep.id, (now) =>
     now.status === "running" || now.status === "cancelling" ? { ...now, status: "cancelling" } : null,
   );
   if (cancelling === null)
-    throw new AppError("conflict", `Sweep ${sweepId} has ended: only one that is running can be cancelled.`, {
-      param: "sweep_id",
+    throw new AppError("conflict", `${asked.id} has ended: only what is running can be cancelled.`, {
+      param: `${asked.kind}_id`,
     });
   return withTrials(deps, cancelling);
 }
@@ -128,7 +134,10 @@ export async function withTrials(deps: { store: Pick<Store, "runs"> }, sweep: Sw
   return { sweep, trials: sweep.plans.map(trial) };
 }
 
-const noSuchSweep = (sweepId: string): AppError =>
-  new AppError("not_found", `No sweep "${sweepId}" in this project. List them to see their ids: GET /api/sweeps.`, {
-    param: "sweep_id",
-  });
+const listings = { sweep: ["sweep", "/api/sweeps"], cross_validation: ["cross-validation", "/api/cross-validations"] };
+
+function noSuch({ kind, id }: SweepId): AppError {
+  const [name, path] = listings[kind];
+  const message = `No ${name} "${id}" in this project. List them to see their ids: GET ${path}.`;
+  return new AppError("not_found", message, { param: `${kind}_id` });
+}

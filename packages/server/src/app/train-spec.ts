@@ -2,7 +2,7 @@
 import type { TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import type { Run } from "../domain/job.js";
-import { readHeldOut, trainRowsKey, validationRowsKey } from "./held-out.js";
+import { readHeldOut, trainRowsKeys, validationRowsKey } from "./held-out.js";
 import { type ReadyModelDeps, startOf } from "./models.js";
 import type { Blobs, Store } from "./ports.js";
 import { tokensKey } from "./files.js";
@@ -52,9 +52,11 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
 async function data(deps: { store: Store; blobs: Blobs }, run: Run): Promise<TrainSpec["data"]> {
   const held = await readHeldOut(deps.blobs, run.id);
   if (held !== null) {
+    const [first = "", ...more] = trainRowsKeys(run.id, held).map((key) => deps.blobs.localPath(key));
     return {
-      train_path: deps.blobs.localPath(trainRowsKey(run.id)),
+      train_path: first,
       train_sha256: held.train_sha256,
+      ...(more.length > 0 && { more_train_paths: more }),
       validation_path: deps.blobs.localPath(validationRowsKey(run.id)),
       labels: run.labels,
     };

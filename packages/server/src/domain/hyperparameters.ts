@@ -97,6 +97,10 @@ const rules: Record<keyof Hyperparameters, Rule> = {
       ? { value: 3, reason: "stops after 3 evaluations without gain" }
       : { value: 0, reason: "off: no row is held out to judge by" },
   eval_steps: () => ({ value: 0, reason: "once an epoch" }),
+  sampling: ({ task }) => ({
+    value: "shuffled",
+    reason: task === "classification" ? "each row once an epoch" : notUsed,
+  }),
   class_weights: classWeightsRule,
   target_mean: ({ task, scores }) =>
     task === "regression" && scores !== null
@@ -115,8 +119,14 @@ const rules: Record<keyof Hyperparameters, Rule> = {
 /** Rows of the largest class for one of the smallest, from which on classes are weighed. */
 const severeImbalance = 10;
 
-function classWeightsRule({ task, labels }: Situation): { value: string; reason: string } {
+function classWeightsRule(
+  { task, labels }: Situation,
+  { sampling }: Partial<Hyperparameters>,
+): { value: string; reason: string } {
+  if (task === "multilabel_classification")
+    return { value: "none", reason: "weights move a label's probability away from how often it is there" };
   if (task !== "classification") return { value: "none", reason: notUsed };
+  if (sampling === "balanced") return { value: "none", reason: "every class is drawn as often already" };
   const counts = Object.entries(labels).filter(([, count]) => count > 0);
   const [first = ["", 1] as const] = counts;
   const most = counts.reduce((a, b) => (b[1] > a[1] ? b : a), first);
@@ -150,10 +160,8 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       choices.push({ name, value, reason });
     }
   }
-  if (values["class_weights"] === "balanced" && situation.task !== "classification") {
-    const message = `class_weights is "balanced", but the task "${situation.task}" has no classes that exclude each other: expected "none". Leave it out.`;
-    return refused("value_out_of_range", "hyperparameters.class_weights", message);
-  }
+  const unbalanced = balanceConflict(values, situation.task);
+  if (unbalanced !== null) return refused("value_out_of_range", ...unbalanced);
   if (multiplier !== undefined) {
     const scaled = (values["learning_rate"] as number) * multiplier;
     if (!(scaled <= 0.1) || scaled <= 0) {
@@ -173,6 +181,29 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
     return refused("value_out_of_range", "hyperparameters.trainable_layers", message);
   }
   return decided({ values: hyperparametersSchema.parse(values), choices });
+}
+
+/** Where it is in a request, and why not. */
+function balanceConflict(values: Record<string, unknown>, task: Task): [param: string, message: string] | null {
+  const [weighed, drawn] = ["class_weights", "sampling"].map((name) => values[name] === "balanced");
+  if (weighed && task !== "classification" && task !== "multilabel_classification")
+    return [
+      "hyperparameters.class_weights",
+      `class_weights is "balanced", but the task "${task}" has no classes: expected "none". Leave it out.`,
+    ];
+  if (drawn && task !== "classification")
+    return [
+      "hyperparameters.sampling",
+      `sampling is "balanced", but the rows of the task "${task}" are not of one class each: expected "shuffled". ${
+        task === "multilabel_classification" ? 'Use class_weights "balanced".' : "Leave it out."
+      }`,
+    ];
+  if (weighed && drawn)
+    return [
+      "hyperparameters.class_weights",
+      'class_weights and sampling are both "balanced": a rare class would count twice as much as it should. Leave one out.',
+    ];
+  return null;
 }
 
 const typicalLearningRate = "Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.";
@@ -234,6 +265,7 @@ const bounds: Record<keyof Hyperparameters, string> = {
   num_virtual_tokens: "a whole number from 1 to 1000",
   early_stopping_patience: "a whole number from 0 to 100",
   eval_steps: "a whole number from 0 to 100000",
+  sampling: '"shuffled" or "balanced"',
   class_weights: '"none" or "balanced"',
   target_mean: "a number from -1e30 to 1e30",
   target_std: "a number above 0, at most 1e30",

@@ -27,6 +27,14 @@ export interface RunRequest {
 /** Given by what compares runs: those with the same split are judged by the same rows. */
 export interface Split {
   seed: number;
+  /** Of a cross-validation; absent: a tenth is held out. */
+  fold?: Fold;
+}
+
+/** Held out is fold `number` (from 0) of so many, which together are all rows. */
+export interface Fold {
+  number: number;
+  of: number;
 }
 
 export interface Estimate {

@@ -17,6 +17,9 @@ export const defaultSpace: Space = { learning_rate_multiplier: { min: 0.2, max: 
 /** A grid beyond this is refused; so many trials a sweep may have. */
 export const maxTrials = 1000;
 
+/** All values of a dimension are held in memory: a tiny step would fill it. */
+const maxSteps = 10_000;
+
 /** In the order of their names, whatever the order they were stored in. */
 export const dimensionsOf = (space: Space): [SearchedName, Dimension][] =>
   (Object.entries(space) as [SearchedName, Dimension | undefined][])
@@ -63,6 +66,8 @@ function wrongIn(name: SearchedName, dimension: Dimension): string | null {
   if (wrong !== undefined) return ` reaches ${wrong}: expected ${expected(name)}.`;
   if (log && min <= 0) return `: min is ${min} and log is true: expected min above 0.`;
   if (log && step !== undefined) return ": log and step exclude each other. Leave one out, or list the values.";
+  if (step !== undefined && (max - min) / step >= maxSteps)
+    return `.step is ${step}, which makes more than ${maxSteps} values of ${min} to ${max}. Expected a larger step, or none: a search at random needs none.`;
   if (isWhole(name) && step !== undefined && !Number.isInteger(step))
     return `.step is ${step}: expected a whole number, as ${name} is one.`;
   return null;

@@ -6,6 +6,8 @@
  * Trial 0 has the automatic values. When it is known that its data can be used, configurations are tried until the
  * budget or the space ends; then the automatic and the best values are trained with other seeds, in pairs, for the
  * verdict. A plan is stored before its run is made, so a server may be killed at any line.
+ *
+ * A cross-validation is the same with nothing to search: trial n holds out fold n.
  */
 import type { ErrorCode, Importance, Metric, Pruning, Search, Space, SweepStatus, TrialRole } from "@fettle/contract";
 import type { Run, RunRequest } from "./job.js";
@@ -47,6 +49,8 @@ export interface Sweep {
   metric: Metric;
   parallel: number | null;
   repeats: number;
+  /** Of a cross-validation; absent: a sweep. Its trials have the role "search" and no values. */
+  folds?: number;
   plans: Plan[];
   /** Set when it succeeded. */
   importance: Importance | null;
@@ -90,18 +94,19 @@ export function nextActions(sweep: Sweep, trials: readonly Trial[], now: number)
   if (sweep.status !== "running" && sweep.status !== "cancelling") return [];
   const urgent = trials.flatMap(leftOver);
   if (urgent.length > 0) return urgent;
+  const whole = sweep.folds === undefined ? "sweep" : "cross-validation";
   if (sweep.status === "cancelling") {
-    const stops = stopAll(trials, "cancelled", "the sweep was cancelled");
+    const stops = stopAll(trials, "cancelled", `the ${whole} was cancelled`);
     return stops.length > 0 ? stops : trials.every(hasEnded) ? [end("cancelled")] : [];
   }
   const error = reasonToFail(sweep, trials);
   if (error !== null) {
-    const stops = stopAll(trials, "cancelled", "the sweep failed");
+    const stops = stopAll(trials, "cancelled", `the ${whole} failed`);
     return stops.length > 0 ? stops : trials.every(hasEnded) ? [end("failed", error)] : [];
   }
   const limit = budgetMs(sweep);
   if (limit !== null && usedMs(trials, now) >= limit) {
-    const stops = stopAll(trials, "budget", "the budget of the sweep is spent");
+    const stops = stopAll(trials, "budget", `the budget of the ${whole} is spent`);
     return stops.length > 0 ? stops : trials.every(hasEnded) ? [finished(trials, sweep)] : [];
   }
   const pruned = prune(sweep, trials);
@@ -131,9 +136,9 @@ const end = (status: "succeeded" | "failed" | "cancelled", error: Sweep["error"]
 /** What every further trial would meet too. */
 function reasonToFail(sweep: Sweep, trials: readonly Trial[]): Sweep["error"] {
   const [first] = trials;
-  if (first === undefined || first.run === null)
-    return first?.plan.stopped?.why === "refused" ? refusedFirst(first) : null;
+  if (first === undefined || first.run === null) return refusalOf(first);
   if (first.run.status === "failed" && first.run.hyperparameters === null) return first.run.error;
+  if (sweep.folds !== undefined) return null;
   const { name } = sweep.metric;
   const [evaluated] = first.evaluations;
   if (evaluated !== undefined && metricAt(evaluated, name) === null) {
@@ -150,11 +155,11 @@ function reasonToFail(sweep: Sweep, trials: readonly Trial[]): Sweep["error"] {
   return null;
 }
 
-const refusedFirst = ({ plan }: Trial): Sweep["error"] => ({
-  code: "invalid_request",
-  message: plan.stopped?.reason ?? "",
-  param: null,
-});
+/** Of a trial whose run could not be made. */
+const refusalOf = (trial: Trial | undefined): Sweep["error"] =>
+  trial?.plan.stopped?.why === "refused"
+    ? { code: "invalid_request", message: trial.plan.stopped.reason, param: null }
+    : null;
 
 export const metricAt = (evaluation: Evaluation, metric: string): number | null =>
   metric === "valid_loss" ? evaluation.loss : (evaluation.metrics[metric] ?? null);
@@ -214,6 +219,7 @@ function goOn(sweep: Sweep, trials: readonly Trial[], now: number): SweepAction[
   const full = atWork.some(isWaiting) || (sweep.parallel !== null && atWork.length >= sweep.parallel);
   if (!searchIsOver(sweep, trials, now)) {
     if (full) return [];
+    if (sweep.folds !== undefined) return foldPlan(sweep, trials);
     const next = trials.length === 0 ? automaticPlan(sweep) : nextPlan(sweep, trials);
     if (next !== null) return [next];
   }
@@ -224,13 +230,14 @@ function goOn(sweep: Sweep, trials: readonly Trial[], now: number): SweepAction[
 }
 
 /** Trials the search is planned to have; null: as many as the time allows. */
-export function plannedTrials(sweep: Pick<Sweep, "budget" | "space" | "search">): number | null {
+export function plannedTrials(sweep: Pick<Sweep, "budget" | "space" | "search" | "folds">): number | null {
+  if (sweep.folds !== undefined) return sweep.folds;
   const { trials, minutes, money } = sweep.budget;
-  // Beside the grid's combinations stand the automatic values.
-  const all = sweep.search === "grid" ? (sizeOf(sweep.space) ?? 0) + 1 : maxTrials;
+  // Beside the combinations of the space stand the automatic values.
+  const all = Math.min(maxTrials, sizeOf(sweep.space) ?? maxTrials) + 1;
   if (trials !== null) return Math.min(trials, all);
   if (sweep.search === "grid") return all;
-  return minutes !== null || money !== null ? null : defaultTrials;
+  return minutes !== null || money !== null ? null : Math.min(defaultTrials, all);
 }
 const defaultTrials = 20;
 
@@ -238,6 +245,7 @@ const defaultTrials = 20;
 export function searchIsOver(sweep: Sweep, trials: readonly Trial[], now: number): boolean {
   if (trials.some((trial) => !isSearched(trial))) return true;
   if (trials.length >= (plannedTrials(sweep) ?? maxTrials)) return true;
+  if (trials.length >= hopeless && trials.slice(-hopeless).every(couldNotBegin)) return true;
   const limit = budgetMs(sweep);
   const typical = typicalMs(trials);
   if (limit === null || typical === null) return false;
@@ -245,10 +253,23 @@ export function searchIsOver(sweep: Sweep, trials: readonly Trial[], now: number
   return usedMs(trials, now) + oneMoreMs(trials, typical, now) > limit - kept;
 }
 
+/** So many in a row: what refuses them is not in their values. They take no time, so a budget in minutes never ends. */
+const hopeless = 10;
+const couldNotBegin = ({ plan, run }: Trial): boolean =>
+  run === null ? plan.stopped?.why === "refused" : run.status === "failed" && run.hyperparameters === null;
+
 const automaticPlan = ({ seed }: Sweep): SweepAction => ({
   type: "plan",
   plan: { number: 0, role: "automatic", values: {}, chosen: "by Fettle, for what is not given", seed },
 });
+
+/** The others wait until the first has read all rows: what it has tokenised is then there for them. */
+function foldPlan({ folds = 0, seed }: Sweep, trials: readonly Trial[]): SweepAction[] {
+  const [first] = trials;
+  if (first !== undefined && !hasEnded(first) && first.run?.totalSteps == null) return [];
+  const chosen = `fold ${trials.length + 1} of ${folds} is held out`;
+  return [{ type: "plan", plan: { number: trials.length, role: "search", values: {}, chosen, seed } }];
+}
 
 /** So many trials show the estimator what there is. */
 const startupTrials = 6;
@@ -288,17 +309,23 @@ function nextRepeat(sweep: Sweep, trials: readonly Trial[]): NewPlan | null {
   return { number: trials.length, role, values, chosen: `${whose}, with a seed the search has not used`, seed };
 }
 
-/** Without one trial that came to its end there is no result. */
+/** Without one trial that came to its end there is no result; of folds it takes two to show a spread. */
 function finished(trials: readonly Trial[], sweep: Sweep): SweepAction {
-  if (bestOf(sweep, trials) !== null) return end("succeeded");
+  const scored = trials.filter((trial) => isSearched(trial) && scoreOf(sweep, trial) !== null).length;
+  if (scored >= (sweep.folds === undefined ? 1 : 2)) return end("succeeded");
   const failed = trials.find((trial) => trial.run?.error != null)?.run?.error;
+  const refused = refusalOf(trials.find(({ plan }) => plan.stopped?.why === "refused"));
   return end(
     "failed",
-    failed ?? {
-      code: "training_failed",
-      message: "No trial of the sweep came to its end within the budget. Give it more, or a smaller model.",
-      param: "budget",
-    },
+    failed ??
+      refused ?? {
+        code: "training_failed",
+        message:
+          sweep.folds === undefined
+            ? "No trial of the sweep came to its end within the budget. Give it more, or a smaller model."
+            : `${scored} of ${sweep.folds} folds came to a score, and an average needs two. Give it more time, or a smaller model.`,
+        param: "budget",
+      },
   );
 }
 

@@ -13,6 +13,7 @@ import { ownModelRoutes } from "./api/models.js";
 import { predictionRoutes } from "./api/predictions.js";
 import { runRoutes } from "./api/runs.js";
 import { statusRoutes } from "./api/status.js";
+import { crossValidationRoutes } from "./api/cross-validations.js";
 import { sweepRoutes } from "./api/sweeps.js";
 import { presentedKey } from "./auth.js";
 import type { HttpDeps, HttpEnv } from "./deps.js";
@@ -53,7 +54,16 @@ export function createApp(deps: HttpDeps): Router {
     embeddingRoutes,
   ])
     routes(router);
-  for (const routes of [runRoutes, sweepRoutes, dataRoutes, ownModelRoutes, predictionRoutes, keyRoutes, statusRoutes])
+  for (const routes of [
+    runRoutes,
+    sweepRoutes,
+    crossValidationRoutes,
+    dataRoutes,
+    ownModelRoutes,
+    predictionRoutes,
+    keyRoutes,
+    statusRoutes,
+  ])
     routes(router);
   documentRoute(router);
   app.notFound((context) => {

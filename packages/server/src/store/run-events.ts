@@ -96,7 +96,10 @@ export async function readEvaluations(sql: Sql, runIds: readonly string[]): Prom
   for (const { run_id, created_at, data } of rows) {
     const { step, valid_loss, best, total_steps: _, ...rest } = data ?? {};
     if (typeof step !== "number" || typeof valid_loss !== "number") continue;
-    const metrics = Object.entries(rest).filter((pair): pair is [string, number] => typeof pair[1] === "number");
+    // `full_…` is OpenAI's name for what is there under ours.
+    const metrics = Object.entries(rest).filter(
+      (pair): pair is [string, number] => typeof pair[1] === "number" && !pair[0].startsWith("full_"),
+    );
     const own = found.get(run_id) ?? [];
     own.push({ step, at: created_at, loss: valid_loss, best: best === true, metrics: Object.fromEntries(metrics) });
     found.set(run_id, own);

@@ -23,7 +23,13 @@ export function sweepStore(database: Database): SweepStore {
     list: (projectId, page) =>
       readPage<SweepRow, Sweep>(
         database,
-        { table: "fettle.sweeps", scope: "project_id = $1", values: [projectId], record: (row) => row.record },
+        {
+          table: "fettle.sweeps",
+          scope: "project_id = $1",
+          where: `record -> 'folds' is ${page.kind === "sweep" ? "null" : "not null"}`,
+          values: [projectId],
+          record: (row) => row.record,
+        },
         page,
       ),
     async unended() {

@@ -258,13 +258,6 @@ describe("resolveHyperparameters", () => {
     expect(chosen({}, "target_std")).toMatchObject({ value: 1, reason: "not used by this method" });
   });
 
-  it("refuses to balance what has no classes", () => {
-    expect(resolveHyperparameters({ class_weights: "balanced" }, situation)).toMatchObject({
-      ok: false,
-      refusal: { code: "value_out_of_range", param: "hyperparameters.class_weights" },
-    });
-  });
-
   it("chooses everything, each with a reason", () => {
     const resolved = resolveHyperparameters({}, situation);
     expect(resolved).toMatchObject({

@@ -22,6 +22,10 @@ describe("a search space", () => {
     expect(refusal({ lora_r: { min: 4, max: 8, log: false, step: 0.5 } })).toContain("expected a whole number");
     expect(refusal({ lora_r: { min: 4, max: 8, log: true, step: 1 } })).toContain("exclude each other");
     expect(refusal({ lora_r: { values: [4, 4] } })).toContain("twice");
+    // A list of so many values would fill the server's memory.
+    expect(refusal({ learning_rate: { min: 1e-9, max: 0.1, log: false, step: 1e-10 } })).toContain(
+      "makes more than 10000 values",
+    );
     expect(refusal({ lora_r: { values: [4] } }, ["lora_r"])).toContain("both fixed in hyperparameters and searched");
     const rate = { values: [1, 2] };
     expect(refusal({ learning_rate_multiplier: rate }, ["learning_rate"])).toContain("set the same");

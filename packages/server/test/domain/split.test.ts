@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { holdOut, textHash } from "../../src/domain/split.js";
+import { foldsOf, holdOut, textHash } from "../../src/domain/split.js";
 
 const rows = fc.array(fc.record({ key: fc.integer({ min: 0, max: 60 }), stratum: fc.integer({ min: 0, max: 3 }) }), {
   maxLength: 300,
@@ -78,6 +78,64 @@ describe("holdOut", () => {
     const held = holdOut({ keys, strata: keys.map(() => 0), fraction: 0.5, maxRows: 100, seed: 1 });
     expect(held.reduce((sum, one) => sum + one, 0)).toBe(100);
   });
+});
+
+describe("foldsOf", () => {
+  const counts = fc.integer({ min: 2, max: 20 });
+  const parted = (items: { key: number; stratum: number }[], folds: number, seed = 1) =>
+    foldsOf({ keys: items.map(({ key }) => key), strata: items.map(({ stratum }) => stratum), folds, seed });
+  const spreadOf = (folds: number, of: Iterable<number>): number => {
+    const sizes = new Array<number>(folds).fill(0);
+    for (const fold of of) sizes[fold] = (sizes[fold] ?? 0) + 1;
+    return Math.max(...sizes) - Math.min(...sizes);
+  };
+
+  it("puts every row into one of the folds, and never parts rows of one key", () =>
+    fc.assert(
+      fc.property(rows, counts, fc.nat(), (items, folds, seed) => {
+        const of = parted(items, folds, seed);
+        expect(of).toHaveLength(items.length);
+        expect([...of].every((fold) => fold < folds)).toBe(true);
+        const known = new Map<number, number>();
+        items.forEach(({ key }, row) => {
+          expect(known.get(key) ?? of[row]).toBe(of[row]);
+          known.set(key, of[row] ?? 0);
+        });
+      }),
+    ));
+
+  it("leaves no fold empty where there are as many keys", () =>
+    fc.assert(
+      fc.property(rows, counts, fc.nat(), (items, folds, seed) => {
+        fc.pre(new Set(items.map(({ key }) => key)).size >= folds);
+        expect(new Set(parted(items, folds, seed)).size).toBe(folds);
+      }),
+    ));
+
+  it("spreads single rows evenly, each stratum and all of them", () =>
+    fc.assert(
+      fc.property(fc.array(fc.nat({ max: 3 }), { maxLength: 200 }), counts, fc.nat(), (strata, folds, seed) => {
+        const items = strata.map((stratum, key) => ({ key, stratum }));
+        const of = [...parted(items, folds, seed)];
+        expect(spreadOf(folds, of)).toBeLessThanOrEqual(1);
+        for (const stratum of [0, 1, 2, 3]) {
+          const own = of.filter((_, row) => strata[row] === stratum);
+          expect(spreadOf(folds, own)).toBeLessThanOrEqual(1);
+        }
+      }),
+    ));
+
+  it("depends on the seed, not on the order of the rows", () =>
+    fc.assert(
+      fc.property(rows, counts, (items, folds) => {
+        const foldOfKey = (list: typeof items) =>
+          Object.fromEntries(list.map(({ key }, row) => [key, parted(list, folds)[row]]));
+        expect(foldOfKey([...items].reverse())).toEqual(foldOfKey(items));
+        const many = Array.from({ length: 100 }, (_, key) => ({ key, stratum: 0 }));
+        expect(parted(many, folds, 1)).not.toEqual(parted(many, folds, 2));
+      }),
+      { numRuns: 30 },
+    ));
 });
 
 it("textHash spreads: 200,000 texts, no two alike", () => {

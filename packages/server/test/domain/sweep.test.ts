@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { leftMs, usedMs } from "../../src/domain/sweep-budget.js";
-import { bestOf, isSearched, nextActions, scoreOf } from "../../src/domain/sweep.js";
+import { bestOf, isSearched, nextActions, plannedTrials, scoreOf } from "../../src/domain/sweep.js";
 import { verdictOf } from "../../src/domain/sweep-verdict.js";
 import { sampleRun } from "../store/samples.js";
 import { SweepWorld } from "./sweep-world.js";
@@ -55,6 +55,8 @@ describe("a sweep", () => {
     const space = { lr_scheduler_type: { values: ["linear", "cosine"] } };
     const world = new SweepWorld({ loss: () => 1, sweep: { space } }).finish();
     expect(roles(world)).toBe("ass");
+    const budget = { trials: null, minutes: null, money: null, pricePerHour: 0 };
+    expect(plannedTrials({ ...world.sweep, budget })).toBe(3);
     expect(verdictOf(world.sweep, world.trials)).toMatchObject({
       answer: "not_better",
       message: "No configuration scored better than the automatic values.",
@@ -121,6 +123,17 @@ describe("a sweep", () => {
     expect(broken.sweep).toMatchObject({ status: "failed", error });
     expect(broken.trials).toHaveLength(1);
     expect(failing(() => true, "known").sweep).toMatchObject({ status: "failed", error });
+  });
+
+  it("plans no further trials when ten in a row could not begin, however much time is left", () => {
+    const budget = { trials: null, minutes: 60, money: null, pricePerHour: 0 };
+    const error = { code: "file_not_usable", message: "The file was deleted.", param: "training_file" } as const;
+    const world = new SweepWorld({
+      loss: valley,
+      sweep: { budget },
+      change: (run) => (run.id === "run-0" ? run : { ...run, status: "failed", error, hyperparameters: null }),
+    }).finish();
+    expect([world.sweep.status, world.trials.length]).toEqual(["succeeded", 11]);
   });
 
   it("fails at once when the runs do not measure what is asked", () => {

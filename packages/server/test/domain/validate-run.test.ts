@@ -139,6 +139,60 @@ describe("validateRun", () => {
     expect(groups(held).filter((group) => trained.includes(group))).toEqual([]);
   });
 
+  it("holds out one fold of a cross-validation, and hands the others over as files of the same bytes each time", async () => {
+    const rows = Array.from({ length: 30 }, (_, index) => classRow(index));
+    const bytes = new Map<string, Set<string>>();
+    const held: number[] = [];
+    for (const number of [0, 1, 2]) {
+      const { validate, run, deps, text, events } = await world({
+        rows,
+        kind: "classification",
+        run: { model: "mini", baseModel: "mini", family: "encoder", split: { seed: 3, fold: { number, of: 3 } } },
+      });
+      expect(await validate()).toBe("queued");
+      expect(events.map(({ message }) => message).join()).toContain(
+        `Fold ${number + 1} of 3: 10 rows are held out for validation, 20 are trained on`,
+      );
+      const { data } = await buildTrainSpec(deps, run(), { numThreads: 1, checkpointSeconds: 60 });
+      const others = [0, 1, 2].filter((fold) => fold !== number).map((fold) => `fold-${fold}.jsonl`);
+      const paths = others.map((name) => deps.blobs.localPath(`runs/ftjob-1/rows/${name}`));
+      expect([data.train_path, ...(data.more_train_paths ?? [])]).toEqual(paths);
+      const trained = await Promise.all(others.map((name) => text(`runs/ftjob-1/rows/${name}`)));
+      expect(data.train_sha256).toBe(createHash("sha256").update(trained.join("")).digest("hex"));
+      const validation = await text("runs/ftjob-1/rows/validation.jsonl");
+      held.push(
+        ...validation
+          .trim()
+          .split("\n")
+          .map((line) => JSON.parse(line).line),
+      );
+      for (const [at, content] of [...trained.entries(), ["held", validation] as const]) {
+        const fold = at === "held" ? `fold-${number}.jsonl` : (others[at] ?? "");
+        bytes.set(fold, (bytes.get(fold) ?? new Set()).add(content));
+      }
+    }
+    expect(held.sort((a, b) => a - b)).toEqual(rows.map(({ line }) => line));
+    expect([...bytes.values()].map(({ size }) => size)).toEqual([1, 1, 1]);
+  });
+
+  it("refuses folds that would be empty, and a class that one fold alone has is still known to all", async () => {
+    const grouped = Array.from({ length: 40 }, (_, index) => ({ ...chatRow(index + 1), group: `g${index % 3}` }));
+    const few = await world({ rows: grouped, run: { split: { seed: 3, fold: { number: 0, of: 5 } } } });
+    expect(await few.validate()).toBe("failed");
+    expect(few.run().error).toMatchObject({ code: "too_few_rows", param: "folds" });
+    expect(few.run().error?.message).toContain("has 3 different rows, those of one group");
+    const rows = Array.from({ length: 30 }, (_, index) => ({ ...classRow(index), ...(index === 5 && { label: "z" }) }));
+    for (const number of [0, 1]) {
+      const { validate, run } = await world({
+        rows,
+        kind: "classification",
+        run: { model: "mini", baseModel: "mini", family: "encoder", split: { seed: 3, fold: { number, of: 2 } } },
+      });
+      expect(await validate()).toBe("queued");
+      expect(run().labels).toEqual(["ham", "spam", "z"]);
+    }
+  });
+
   it("finds the classes", async () => {
     const { validate, run } = await world({
       rows: Array.from({ length: 60 }, (_, index) => classRow(index)),

@@ -196,6 +196,31 @@ it("ends with its runs when it is cancelled, and is nobody else's to see", async
   expect(events.at(-1).message).toBe("cancelled: the sweep was cancelled");
 });
 
+it("ends a run that was made while another server ended the sweep", async () => {
+  const { create } = world.deps.store.runs;
+  const { id } = (await post({})).json;
+  let ended = "";
+  world.deps.store.runs.create = async (run, events) => {
+    const made = await create(run, events);
+    if (ended !== "" || run.metadata?.["sweep"] !== id) return made;
+    ended = run.id;
+    const stopped = { why: "cancelled", reason: "the sweep was cancelled" } as const;
+    await world.deps.store.sweeps.update(id, (now) => ({
+      ...now,
+      status: "cancelled",
+      finishedAt: Date.now(),
+      plans: now.plans.map((plan) => ({ ...plan, stopped })),
+    }));
+    return made;
+  };
+  const run = await eventually("its end", async () => {
+    const now = ended === "" ? null : await world.deps.store.runs.get("default", ended);
+    return now?.status === "cancelled" && now;
+  });
+  world.deps.store.runs.create = create;
+  expect((await get(`/api/runs/${run.id}/events`)).data.at(-1).message).toBe("cancelled: the sweep was cancelled");
+});
+
 it("fails with the reason when its file goes away between trials", async () => {
   const { id } = (await post({})).json;
   await succeed((await trial(id, 0)).run_id, 2);

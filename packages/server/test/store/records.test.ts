@@ -182,8 +182,12 @@ describe("sweeps", () => {
     await store.sweeps.create(sampleSweep({ projectId: "proj_b", status: "succeeded" }));
     expect(await store.sweeps.get("proj_a", first.id)).toEqual(first);
     expect(await store.sweeps.get("proj_b", first.id)).toBeNull();
-    const page = await store.sweeps.list("proj_a", { limit: 1 });
+    const folds = sampleSweep({ folds: 5, status: "succeeded" });
+    await store.sweeps.create(folds);
+    const page = await store.sweeps.list("proj_a", { limit: 1, kind: "sweep" });
     expect([page.data[0]?.id, page.hasMore]).toEqual([second.id, true]);
+    const others = await store.sweeps.list("proj_a", { limit: 9, kind: "cross_validation" });
+    expect(others.data).toEqual([folds]);
     const told: string[] = [];
     const stop = store.runs.onChange((id) => told.push(id));
     const ended = await eventually("a change that is told", async () => {
@@ -199,7 +203,7 @@ describe("sweeps", () => {
 
   it("is told the evaluations of its runs, in order; a run of a known id is not made again", async () => {
     const run = await storedRun(store);
-    const data = { step: 2, total_steps: 4, valid_loss: 0.5, accuracy: 0.75, best: true };
+    const data = { step: 2, total_steps: 4, full_valid_loss: 0.5, valid_loss: 0.5, accuracy: 0.75, best: true };
     const events = [
       sampleEvent("evaluation:2", { data, createdAt: 10 }),
       sampleEvent("evaluation:4", { data: { ...data, step: 4, best: false }, createdAt: 20 }),

@@ -14,6 +14,7 @@ from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, t
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
 
 
 class Classification(Objective):
@@ -25,8 +26,12 @@ class Classification(Objective):
     def __init__(self, weights: Sequence[float] = ()) -> None:
         self._weights = torch.tensor(weights)
 
-    def tuned(self, settings: Settings, labels: Tensor) -> "Classification":
-        return Classification(balanced(labels) if settings.class_weights == "balanced" else ())
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Classification":
+        return Classification(balanced(rows.labels) if settings.class_weights == "balanced" else ())
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return [float(weight) for weight in self._weights]
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         if labels is not None:
@@ -55,7 +60,8 @@ class Classification(Objective):
     def num_losses(self, batch: "Batch") -> float:
         if not len(self._weights):
             return super().num_losses(batch)
-        return float(self._weights[batch.targets_N.cpu()].double().sum())
+        targets = batch.targets_N.cpu()
+        return float(self._padded(1 + int(targets.max()))[targets].double().sum())
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
         if not len(self._weights):
@@ -68,8 +74,9 @@ class Classification(Objective):
         return LossSum(total, int((logits.argmax(dim=-1) == targets).sum()))
 
     def _padded(self, num_classes: int) -> Tensor:
-        """Classes after the last that occurs have no row to weigh."""
-        return torch.cat([self._weights, self._weights.new_ones(num_classes - len(self._weights))])
+        """At least so many: classes after the last that is trained on may still be held out."""
+        missing = max(0, num_classes - len(self._weights))
+        return torch.cat([self._weights, self._weights.new_ones(missing)])
 
     def scores(self) -> Scores:
         return _ClassScores()

@@ -11,10 +11,15 @@ from torch.nn import functional
 from ..loss import LossSum
 from ..messages import PromptError
 from .classification import name_outputs
-from .objective import Feed, Objective, RowReader, Scores, TokenRow, text_of
+from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
+
+
+# A label of one row in a million would drown all others.
+_LARGEST_WEIGHT = 100.0
 
 
 class Multilabel(Objective):
@@ -22,6 +27,16 @@ class Multilabel(Objective):
     peft_task = "SEQ_CLS"
     reads = "rows"
     has_head = True
+
+    def __init__(self, weights: Sequence[float] = ()) -> None:
+        self._weights = torch.tensor(weights)
+
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Multilabel":
+        return Multilabel(balanced(rows) if settings.class_weights == "balanced" else ())
+
+    @property
+    def weights(self) -> Sequence[float]:
+        return [float(weight) for weight in self._weights]
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         if labels is not None:
@@ -60,12 +75,25 @@ class Multilabel(Objective):
         """One loss a row and label. Smoothing moves the targets 0 and 1 towards a half."""
         targets_NV = batch.targets_N
         goals_NV = targets_NV * (1 - smoothing) + smoothing / 2
-        total = functional.binary_cross_entropy_with_logits(logits_NV.float(), goals_NV, reduction="sum")
+        weights = self._weights.to(logits_NV.device) if len(self._weights) else None
+        total = functional.binary_cross_entropy_with_logits(
+            logits_NV.float(), goals_NV, reduction="sum", pos_weight=weights
+        )
         right_N = ((logits_NV > 0) == targets_NV.bool()).all(dim=-1)
         return LossSum(total, int(right_N.sum()))
 
     def scores(self) -> Scores:
         return _LabelScores()
+
+
+def balanced(rows: "TokenRows") -> list[float]:
+    """By label, what a row that has it counts, so that all which have it weigh as much as all which have not:
+    at most a hundred times as much or as little, and 1 for a label of no row."""
+    count = int(rows.labels[0])
+    places = rows.aux_starts[:-1, None] + torch.arange(count)
+    have = rows.aux[places].double().sum(dim=0)
+    ratio = ((len(rows) - have) / have.clamp(min=1)).clamp(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
+    return [float(one) for one in torch.where(have > 0, ratio, 1.0)]
 
 
 class _LabelScores(Scores):

@@ -20,6 +20,7 @@ from ..prompt import PromptEncoder
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
 
 # "vocabulary": the output head at the gathered positions. "rows": one answer a sequence. "tokens": a small
 # head's answer at the gathered positions. "spans": as tokens, the scores of a start and of an end. "vectors":
@@ -94,9 +95,14 @@ class Objective(ABC):
     joint: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
-    def tuned(self, settings: Settings, labels: Tensor) -> "Objective":
-        """As this run wants it; `labels` of all rows to train on."""
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Objective":
+        """As this run wants it; `rows` are all those to train on."""
         return self
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """By class or label, where this run weighs them."""
+        return ()
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         """What the model's config must say before the model is made: here nothing, as it has its output."""

@@ -24,6 +24,7 @@ from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
     from ..prompt import TrainingSequence
 
 
@@ -37,7 +38,7 @@ class Preference(Objective):
     def __init__(self, beta: float = 0.1) -> None:
         self.beta = beta
 
-    def tuned(self, settings: Settings, labels: Tensor) -> "Preference":
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Preference":
         return Preference(settings.beta)
 
     def encode(self, row: Mapping[str, Any], reader: RowReader) -> list[TokenRow]:

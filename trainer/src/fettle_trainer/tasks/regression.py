@@ -17,6 +17,7 @@ from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, t
 
 if TYPE_CHECKING:
     from ..collate import Batch
+    from ..data import TokenRows
 
 # A guess counts as right within half a standard deviation of the training rows.
 _NEAR = 0.5
@@ -31,7 +32,7 @@ class Regression(Objective):
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         self._mean, self._std = mean, std
 
-    def tuned(self, settings: Settings, labels: Tensor) -> "Regression":
+    def tuned(self, settings: Settings, rows: "TokenRows") -> "Regression":
         return Regression(settings.target_mean, settings.target_std)
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:

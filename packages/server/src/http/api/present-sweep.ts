@@ -22,7 +22,6 @@ import { toSeconds, toSecondsOrNull } from "../openai/present.js";
 
 export function sweepObject({ sweep, trials }: SweepView, now: number): SweepObject {
   const used = usedMs(trials, now);
-  const { pricePerHour } = sweep.budget;
   const automatic = trials[0] === undefined ? null : scoreOf(sweep, trials[0]);
   return {
     id: sweep.id,
@@ -52,7 +51,7 @@ export function sweepObject({ sweep, trials }: SweepView, now: number): SweepObj
       failed: trials.filter((trial) => statusOf(trial) === "failed").length,
     },
     minutes_used: used / 60_000,
-    money_used: pricePerHour === 0 ? null : (used / 3_600_000) * pricePerHour,
+    money_used: moneyUsed(sweep, used),
     seconds_left: secondsLeft(sweep, trials, now),
     automatic: automatic === null ? null : { trial: 0, score: automatic },
     best: bestObject(sweep, trials),
@@ -63,6 +62,9 @@ export function sweepObject({ sweep, trials }: SweepView, now: number): SweepObj
   };
 }
 
+export const moneyUsed = ({ budget: { pricePerHour } }: Sweep, used: number): number | null =>
+  pricePerHour === 0 ? null : (used / 3_600_000) * pricePerHour;
+
 const isRunning = ({ status }: Sweep): boolean => status === "running" || status === "cancelling";
 
 function phaseOf(sweep: Sweep, trials: readonly Trial[], now: number): SweepObject["phase"] {
@@ -71,7 +73,7 @@ function phaseOf(sweep: Sweep, trials: readonly Trial[], now: number): SweepObje
   return searching || !searchIsOver(sweep, trials, now) ? "search" : "verdict";
 }
 
-function secondsLeft(sweep: Sweep, trials: readonly Trial[], now: number): number | null {
+export function secondsLeft(sweep: Sweep, trials: readonly Trial[], now: number): number | null {
   if (!isRunning(sweep)) return 0;
   const planned = plannedTrials(sweep);
   const unplanned = planned === null ? null : Math.max(0, planned - trials.filter(isSearched).length);
@@ -79,7 +81,7 @@ function secondsLeft(sweep: Sweep, trials: readonly Trial[], now: number): numbe
   return left === null ? null : Math.round(left / 1000);
 }
 
-const budgetObject = ({ trials, minutes, money }: Budget): SweepObject["budget"] => ({
+export const budgetObject = ({ trials, minutes, money }: Budget): SweepObject["budget"] => ({
   ...(trials !== null && { trials }),
   ...(minutes !== null && { minutes }),
   ...(money !== null && { money }),
@@ -135,17 +137,26 @@ export function trialObject(sweep: Sweep, trial: Trial, now: number): TrialObjec
     object: "sweep.trial",
     role: plan.role,
     status: statusOf(trial),
-    reason: plan.stopped === null ? (run?.error?.message ?? null) : `${plan.stopped.why}: ${plan.stopped.reason}`,
+    reason: reasonOf(trial),
     run_id: plan.runId,
     seed: plan.seed,
     values: valuesOfTrial(sweep, trial),
     chosen: plan.chosen,
     score: last?.value ?? null,
     epochs: last?.epochs ?? 0,
-    seconds: run?.startedAt == null ? null : ((run.finishedAt ?? now) - run.startedAt) / 1000,
+    seconds: secondsOf(trial, now),
     fine_tuned_model: run?.fineTunedModel ?? null,
   };
 }
+
+/** One that came to its end before it was stopped has none. */
+export function reasonOf({ plan: { stopped }, run }: Trial): string | null {
+  if (run?.status === "succeeded") return null;
+  return stopped === null ? (run?.error?.message ?? null) : `${stopped.why}: ${stopped.reason}`;
+}
+
+export const secondsOf = ({ run }: Trial, now: number): number | null =>
+  run?.startedAt == null ? null : ((run.finishedAt ?? now) - run.startedAt) / 1000;
 
 const statuses: Record<RunStatus, TrialStatus> = {
   validating_files: "waiting",
@@ -157,7 +168,7 @@ const statuses: Record<RunStatus, TrialStatus> = {
   cancelled: "cancelled",
 };
 
-function statusOf({ plan: { stopped }, run }: Trial): TrialStatus {
+export function statusOf({ plan: { stopped }, run }: Trial): TrialStatus {
   if (run === null) return stopped === null ? "waiting" : stopped.why === "refused" ? "failed" : "cancelled";
   if (run.status === "cancelled" && stopped?.why === "pruned") return "pruned";
   return statuses[run.status];

@@ -11,6 +11,7 @@ import { endpoint, type Router } from "../endpoint.js";
 import { sweepObject, trialObject } from "./present-sweep.js";
 
 const tag = "Sweeps";
+const kind = "sweep";
 
 export function sweepRoutes(router: Router): void {
   recordRoutes(router);
@@ -26,7 +27,7 @@ export function sweepRoutes(router: Router): void {
       response: trialListSchema,
     },
     async ({ caller, params: { sweep_id } }) => {
-      const view = await getSweep(deps, { projectId: caller.projectId, sweepId: sweep_id });
+      const view = await getSweep(deps, { projectId: caller.projectId, kind, id: sweep_id });
       return { object: "list", data: view.trials.map((trial) => trialObject(view.sweep, trial, deps.clock.now())) };
     },
   );
@@ -40,7 +41,7 @@ export function sweepRoutes(router: Router): void {
       response: sweepObjectSchema,
     },
     async ({ caller, params: { sweep_id } }) =>
-      sweepObject(await cancelSweep(deps, { projectId: caller.projectId, sweepId: sweep_id }), deps.clock.now()),
+      sweepObject(await cancelSweep(deps, { projectId: caller.projectId, kind, id: sweep_id }), deps.clock.now()),
   );
 }
 
@@ -77,7 +78,7 @@ function recordRoutes(router: Router): void {
       response: sweepListSchema,
     },
     async ({ caller, query }) => {
-      const page = await listSweeps(deps, { projectId: caller.projectId, ...query });
+      const page = await listSweeps(deps, { projectId: caller.projectId, kind, ...query });
       const now = deps.clock.now();
       return { object: "list", data: page.data.map((view) => sweepObject(view, now)), has_more: page.hasMore };
     },
@@ -94,6 +95,6 @@ function recordRoutes(router: Router): void {
       response: sweepObjectSchema,
     },
     async ({ caller, params: { sweep_id } }) =>
-      sweepObject(await getSweep(deps, { projectId: caller.projectId, sweepId: sweep_id }), deps.clock.now()),
+      sweepObject(await getSweep(deps, { projectId: caller.projectId, kind, id: sweep_id }), deps.clock.now()),
   );
 }
