@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import transformers
 from tiny import (
     LABELS,
     chat_rows,
@@ -55,14 +56,21 @@ class _Quiet:
         return
 
 
+def with_layers(model: Path, count: int) -> Path:
+    config: Any = transformers.AutoConfig.from_pretrained(model)
+    config.num_hidden_layers = config.num_decoder_layers = count
+    getattr(transformers, config.architectures[0])(config).save_pretrained(model)
+    return model
+
+
 class World:
     """A tiny run, loaded as the trainer loads it."""
 
-    def __init__(self, folder: Path, task: str, method: str, **changes: Any) -> None:
+    def __init__(self, folder: Path, task: str, method: str, *, layers: int = 2, **changes: Any) -> None:
         make, rows, family = KINDS[task]
         labels = LABELS if task == "classification" else None
         raw = make_spec(
-            make(folder / "model"),
+            with_layers(make(folder / "model"), layers),
             write_rows(folder / "rows.jsonl", rows(64)),
             folder / "out",
             task=task,
@@ -133,6 +141,29 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(
     assert sum(storages(moments).values()) == predicted.moments
 
 
+def kept(world: World) -> tuple[int, int, int]:
+    """Bytes that autograd keeps of a micro-batch; those counted for layers; and with what is there once."""
+    chosen = list(range(16))
+    world.step(chosen)  # what is made once and kept does not count
+    weights = storages(held(world))
+    found: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        found.update(storages([tensor]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        world.step(chosen)
+    loaded = world.loaded
+    collate = Collator(world.spec.task, loaded.packed, loaded.pad_id, loaded.start_id, fills=True)
+    batch = collate(world.train, chosen)
+    layers = Layers.of(loaded, world.compute.dtype, world.spec.task)
+    bytes_found = sum(size for address, size in found.items() if address not in weights)
+    return bytes_found, layers.kept_of(batch), layers.bytes_of(batch)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("task", "method"),
@@ -145,26 +176,18 @@ def test_weights_gradients_and_moments_are_counted_to_the_byte(
     ],
 )
 def test_activations_are_what_autograd_keeps(tmp_path: Path, task: str, method: str, dtype: str) -> None:
-    world = World(tmp_path, task, method, runtime__dtype=dtype)
-    chosen = list(range(16))
-    world.step(chosen)  # what is made once and kept does not count
-    weights = storages(held(world))
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        alive.append(tensor)
-        kept.update(storages([tensor]))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        world.step(chosen)
-    found = sum(size for address, size in kept.items() if address not in weights)
-    loaded = world.loaded
-    collate = Collator(world.spec.task, loaded.packed, loaded.pad_id, loaded.start_id, fills=True)
-    batch = collate(world.train, chosen)
-    layers = Layers.of(loaded, world.compute.dtype)
-    assert layers.kept_of(batch) == pytest.approx(found, rel=0.12)
+    # Of four layers one is trained, or three; in the other methods there are two, or five.
+    few, many = (
+        World(tmp_path / str(size), task, method, runtime__dtype=dtype, **changes)
+        for size, changes in enumerate(
+            ({"layers": 4, "hyperparameters__trainable_layers": count} for count in (1, 3))
+            if method == "freeze"
+            else ({"layers": count} for count in (2, 5))
+        )
+    )
+    (found, counted, whole), (more_found, more_counted, _) = kept(few), kept(many)
+    assert more_counted - counted == pytest.approx(more_found - found, rel=0.04)
+    assert 0.95 * counted < found < whole
 
 
 def test_the_whole_is_within_a_tenth_of_a_measured_peak(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class Work:
 
 def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) -> Memory:
     """`process_bytes`: resident before the model was loaded."""
-    layers = Layers.of(loaded, work.dtype)
+    layers = Layers.of(loaded, work.dtype, work.task)
     trained = sum(parameter.numel() for parameter in loaded.trainable().values())
     collate = Collator(
         work.task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None

@@ -8,11 +8,12 @@ number in products.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from .adapters import lora_layers
 from .collate import Batch
@@ -21,20 +22,27 @@ from .kernels.heads import Heads
 from .kernels.layout import LONGEST_PLAIN, Layout, Run
 from .models import Loaded
 from .packing import filler
+from .spec import Task
+from .tasks import objective_of
 
 _FLOAT = 4
 # Per token, once: embeddings, tables of positions, and what one layer's way back takes while it runs. In
 # widths.
 _ONCE_WIDTHS = 34
+# Of ReLU, what it gives, which the next product keeps anyway; of another activation, its input too. Of our gate
+# (kernels/gate.py), its inputs and their product; of a model's own, the activation besides. In inner widths.
+_RELU, _ACTIVATION, _OUR_GATE, _OWN_GATE = 1, 2, 3, 4
 _LAYER = re.compile(r"(encoder|decoder)?\.?(?:layers|layer|block|blocks|h)\.(\d+)\.")
-_SMALL_LAYERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+# Where each norm follows what it norms, attention reads what the norm before keeps.
+_NORMS_BEHIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
     """`kept`: layers with something trained in or below them, of the encoder (or the only stack) and of the
     decoder. `before`, `behind`: bytes per token that each keeps before and behind its attention, heads not
-    counted. `reads_some`: the last layer answers alone the tokens that are asked."""
+    counted. `adapters`: copies of them in the type of the products. `reads`: the tokens that the last layer
+    answers, where that is not all."""
 
     kept: tuple[int, int]
     heads: Heads
@@ -43,12 +51,13 @@ class Layers:
     d: int
     before: int
     behind: int
+    adapters: int
     fused: bool
-    reads_some: bool
+    reads: Callable[[Batch], Tensor | None] | None
     drops: bool
 
     @classmethod
-    def of(cls, loaded: Loaded, dtype: torch.dtype) -> "Layers":
+    def of(cls, loaded: Loaded, dtype: torch.dtype, task: Task) -> "Layers":
         config: Any = loaded.model.config.get_text_config()
         fused = loaded.kernels is not None
         pairs = bool(config.is_encoder_decoder)
@@ -58,24 +67,27 @@ class Layers:
         inner = int(_first(config, ("intermediate_size", "d_ff", "ffn_dim", "n_inner")) or 4 * width)
         d = torch.finfo(dtype).bits // 8
         gated = causal or bool(getattr(config, "is_gated_act", False))
-        # Of a gate made anew on the way back, its inputs and its product are kept; of one that is not, the
-        # activation too. ReLU keeps what it gives, which the next product keeps anyway.
-        wide = 1 if pairs and not gated else 4 if pairs else 3 if gated else 2
+        own_gate = _OUR_GATE if fused and not pairs else _OWN_GATE
+        inner_kept = own_gate if gated else _RELU if pairs else _ACTIVATION
         # Norms keep their input in fp32, products theirs in d.
         before = behind = _FLOAT * width + d * width
-        behind += d * wide * inner
+        if config.model_type in _NORMS_BEHIND:
+            before, behind = before - _FLOAT * width, behind + _FLOAT * width
+        behind += d * inner_kept * inner
         if not fused:
             # Queries, keys and values once more where positions turn them, and what lies between.
             before += d * (heads.query + 2 * heads.key) * heads.width + _FLOAT * width
-            behind += _FLOAT * width + d * inner
+            behind += _FLOAT * width + (0 if causal else d * inner)
         drops = _drops(config)
         if drops:
             # What each dropout multiplied with.
             behind += d * (2 * width + (inner if pairs else 0))
             before += d * width if pairs else 0
         kept = _kept(loaded, config, pairs=pairs)
+        adapters = list(lora_layers(loaded.model))
         if sum(kept):
-            before += _adapted(loaded, sum(kept)) * d
+            # What the first half of each gives.
+            before += sum(int(layer.lora_A.shape[0]) for _, layer in adapters) // sum(kept) * d
         return cls(
             kept=kept,
             heads=heads,
@@ -84,8 +96,9 @@ class Layers:
             d=d,
             before=before,
             behind=behind,
+            adapters=d * sum(layer.lora_A.numel() + layer.lora_B.numel() for _, layer in adapters),
             fused=fused,
-            reads_some=fused and (causal or config.model_type in _SMALL_LAYERS),
+            reads=loaded.kernels.reads if loaded.kernels and objective_of(task).reads_some else None,
             drops=drops and fused and not pairs,
         )
 
@@ -96,9 +109,9 @@ class Layers:
     def kept_of(self, batch: Batch) -> int:
         """What autograd keeps."""
         sources, targets = self._lengths(batch)
-        asked = len(batch.gather_N) if self.reads_some else None
+        reads = self.reads(batch) if self.reads else None
         first, second = self.kept
-        total = self._stack(sources, first, asked)
+        total = self.adapters + self._stack(sources, first, None if reads is None else len(reads))
         if targets:
             total += self._stack(targets, second, None) + second * self._across(targets, sources)
         return total
@@ -117,7 +130,7 @@ class Layers:
             return 0
         tokens = sum(lengths)
         seen = self.d * self.heads.query * self.heads.width
-        answered = tokens * (count - 1) + (tokens if asked is None else min(tokens, asked + filler(asked)))
+        answered = tokens * (count - 1) + (tokens if asked is None else asked)
         attention = self._attention(Layout.of_self(tuple(lengths), self.heads))
         return count * (tokens * self.before + attention) + answered * (self.behind + seen)
 
@@ -174,26 +187,21 @@ def _drops(config: Any) -> bool:
     return any(float(getattr(config, name, None) or 0.0) > 0 for name in names)
 
 
-def _adapted(loaded: Loaded, num_layers: int) -> int:
-    """Numbers per token that adapters of a layer keep: what their first half gives."""
-    return sum(int(layer.lora_A.shape[0]) for _, layer in lora_layers(loaded.model)) // num_layers
-
-
 def _kept(loaded: Loaded, config: Any, *, pairs: bool) -> tuple[int, int]:
     """From the lowest trained layer up, of each stack."""
     count = int(config.num_hidden_layers)
     written = int(getattr(config, "num_decoder_layers", None) or count) if pairs else 0
     if loaded.adapter is not None:
         return count, written
+    parameters = list(cast("Iterator[tuple[str, nn.Parameter]]", loaded.model.named_parameters()))
+    first = next((place for place, (name, _) in enumerate(parameters) if _LAYER.search(name)), len(parameters))
+    # Embeddings come before layers; norms, poolers and heads behind.
+    if any(parameter.requires_grad for _, parameter in parameters[:first]):
+        return count, written
     lowest: dict[str, int] = {}
-    outside = False
     for name in loaded.trainable():
         found = _LAYER.search(name)
-        if found is None:
-            outside = outside or not (loaded.head_modules and name.startswith(loaded.head_modules))
-            continue
-        stack = found[1] if pairs and found[1] else "encoder"
-        lowest[stack] = min(lowest.get(stack, count), int(found[2]))
-    if outside:
-        return count, written
+        if found is not None:
+            stack = found[1] if pairs and found[1] else "encoder"
+            lowest[stack] = min(lowest.get(stack, count), int(found[2]))
     return count - lowest.get("encoder", count), written - lowest.get("decoder", written)
