@@ -2,7 +2,7 @@
  * `npm run docs`: writes the pages that are made from facts.
  *
  *   docs/errors.md  from the error catalogue, packages/contract/src/errors.ts
- *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts and methods.ts
+ *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts, teacher.ts and methods.ts
  *   README.md       the block between the demo markers, from docs/demo.json, a saved `npm run demo -- --json`
  *
  * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json. `--check` writes nothing and ends with 1 when a page is out of date.
@@ -12,6 +12,7 @@ import { cpus } from "node:os";
 import { join } from "node:path";
 import { errorCatalogue, errorType } from "../packages/contract/src/errors.ts";
 import { chooseWay, matrix } from "../packages/server/src/domain/compatibility.ts";
+import { taughtTasks, teacherRefusal } from "../packages/server/src/domain/teacher.ts";
 import { methodFacts } from "../packages/server/src/domain/methods.ts";
 import { demoBlock, withoutMachine } from "./docs-demo.mjs";
 
@@ -84,15 +85,17 @@ export function methodsPage() {
     "",
     "## What works",
     "",
-    "The first method is the default; encoders and encoder-decoders below 500 million parameters are tuned whole.",
+    "The first method is the default; encoders and encoder-decoders below 500 million parameters are tuned whole. Teacher:",
+    "whether a tuned model may [teach](#learning-from-a-teacher) it, by any of the methods.",
     "",
     table(
-      ["model", "task", "rows", "methods"],
+      ["model", "task", "rows", "methods", "teacher"],
       matrix.map(({ family, task, rows, methods }) => [
         family,
         task,
         rows.join(", or "),
         methods.map((name) => `\`${name}\``).join(" "),
+        taughtTasks.includes(task) ? "yes" : "no",
       ]),
     ),
     "",
@@ -103,8 +106,40 @@ export function methodsPage() {
     "On CPUs, `lora` and `rslora` without `lora_dropout`, `full`, `freeze` and `head` run on the fused layers where there are",
     "any for the model. `dora`, `ia3`, `prompt`, `prefix`, and dropout inside an adapter, run on the model's own; the run's\nfirst log lines say which. `prompt` and `prefix` cannot be merged: they are served, and exported as they are.",
     "",
-    "Made from `packages/server/src/domain/compatibility.ts` and `methods.ts` by `npm run docs`.",
+    ...teacherSection(),
+    "",
+    "Made from `packages/server/src/domain/compatibility.ts`, `teacher.ts` and `methods.ts` by `npm run docs`.",
   ].join("\n")}\n`;
+}
+
+/** Of docs/methods.md. */
+function teacherSection() {
+  const teaching = {
+    teacher: "the teacher",
+    tunedFor: "classification",
+    knows: ["ham", "spam"],
+    task: "classification",
+    labels: ["ham", "spam"],
+    candidates: [],
+  };
+  const teachers = [{ task: "chat" }, { tunedFor: null }, { labels: ["ham", "eggs"] }].map(
+    (change) => `> ${teacherRefusal({ ...teaching, ...change }).message}`,
+  );
+  return [
+    "## Learning from a teacher",
+    "",
+    "`fettle train FILE --model M --teacher ft:…`, or `method.supervised.teacher` of a job: a tuned model of the project, usually",
+    "a larger one, answers each row to train on once, before the first step, and its answers are learnt beside the labels:",
+    "`(1 - w) · labels + w · answers`, w being `distill_weight`. Of classes the answers count `T² · KL(teacher / T ‖ student / T)`",
+    "(Hinton et al. 2015), T being `distill_temperature`; of several labels as much as the binary cross entropy with the",
+    "teacher's probabilities at T, times T²; of numbers the squared distance. Families and tokenizers may differ. The run's",
+    "log says how often the teacher agrees with the labels. Validation is by the labels alone, so runs with and without a",
+    "teacher compare; give teacher and student the same `seed` where they learn from one file, so that neither has seen the",
+    "rows held out. An attempt that goes on finds the answers kept, and is refused when the teacher has changed. A model is",
+    "not deleted while a run, a sweep or a cross-validation that has not ended begins with it or learns from it.",
+    "",
+    teachers.join("\n>\n"),
+  ];
 }
 
 const [open, close] = ["<!-- demo:begin -->", "<!-- demo:end -->"];

@@ -93,19 +93,17 @@ function lockRuntime(uv, folder) {
   return entries;
 }
 
-function lockDev(uv, folder, runtime) {
-  const lock = join(trainer, "requirements-dev.lock");
-  const constraint = join(folder, "runtime.txt");
-  writeFileSync(constraint, `${runtime.map((entry) => entry.spec).join("\n")}\n`);
-  const entries = compile({
-    uv,
-    folder,
-    input: join(trainer, "requirements-dev.in"),
-    keep: readOr(lock, ""),
-    constraint,
-  });
-  const known = new Set(runtime.map((entry) => nameOf(entry)));
-  writeFileSync(lock, `${head}${print(entries.filter((entry) => !known.has(nameOf(entry))))}\n`);
+/** What is installed beside the runtime's packages, at no other versions of them. */
+function lockBeside(uv, folder, { name, known }) {
+  const lock = join(trainer, `requirements-${name}.lock`);
+  const constraint = join(folder, "known.txt");
+  writeFileSync(constraint, `${known.map((entry) => entry.spec).join("\n")}\n`);
+  const input = join(trainer, `requirements-${name}.in`);
+  const entries = compile({ uv, folder, input, keep: readOr(lock, ""), constraint });
+  const names = new Set(known.map((entry) => nameOf(entry)));
+  const added = entries.filter((entry) => !names.has(nameOf(entry)));
+  writeFileSync(lock, `${head}${print(added)}\n`);
+  return [...known, ...added];
 }
 
 const folder = mkdtempSync(join(tmpdir(), "fettle-lock-"));
@@ -113,7 +111,8 @@ try {
   run(findPython().path, ["-m", "venv", join(folder, "venv")]);
   run(join(folder, "venv", "bin", "pip"), ["install", "--quiet", `uv==${uvVersion}`]);
   const uv = join(folder, "venv", "bin", "uv");
-  lockDev(uv, folder, lockRuntime(uv, folder));
+  const withOnnx = lockBeside(uv, folder, { name: "onnx", known: lockRuntime(uv, folder) });
+  lockBeside(uv, folder, { name: "dev", known: withOnnx });
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }

@@ -5,7 +5,10 @@
  *   node scripts/test.mjs store dispatcher  only test files whose path holds one of the words
  *   node scripts/test.mjs --real-postgres   the same database tests on a real server: the one of
  *                                           FETTLE_TEST_DATABASE_URL, else one started from PostgreSQL's own programs
- *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills and ranks
+ *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills, ranks,
+ *                                           memory; also by words: `--proofs soak`
+ *   node scripts/test.mjs --exports         exported models asked by llama.cpp and in a browser, and every kind of graph;
+ *                                           prints what was measured
  *   node scripts/test.mjs --no-setup        with the node_modules and .venv that are there
  */
 import { spawn } from "node:child_process";
@@ -13,6 +16,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node
 import { tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { report, setUp } from "./setup.mjs";
+import { setUpExports } from "./setup-exports.mjs";
 import { countJunit, countVitest, summary } from "./test-results.mjs";
 import { startRealPostgres } from "./test-postgres.mjs";
 
@@ -33,7 +37,7 @@ function run({ command, args, cwd, env }) {
   });
 }
 
-async function runVitest({ folder, filters, env }) {
+async function runVitest({ folder, filters, env, config }) {
   const results = join(folder, "vitest.json");
   const args = [
     join(root, "node_modules/vitest/vitest.mjs"),
@@ -41,6 +45,7 @@ async function runVitest({ folder, filters, env }) {
     "--reporter=default",
     "--reporter=json",
     `--outputFile.json=${results}`,
+    ...(config === undefined ? [] : ["--config", config]),
   ];
   const code = await run({
     command: process.execPath,
@@ -61,12 +66,12 @@ function pythonFiles(filters) {
     .filter((path) => filters.some((word) => relative(root, path).includes(word)));
 }
 
-async function runPytest({ folder, filters, proofs }) {
+async function runPytest({ folder, filters, marked }) {
   const files = pythonFiles(filters);
   if (files?.length === 0) return { passed: 0, failed: 0, skipped: 0, code: 0 };
   const results = join(folder, "pytest.xml");
   const args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", `--junitxml=${results}`, ...(files ?? [])];
-  if (proofs) args.push("-m", "slow", "-s");
+  if (marked !== undefined) args.push("-m", marked, "-s");
   const env = {
     OMP_NUM_THREADS: "1",
     MKL_NUM_THREADS: "1",
@@ -78,8 +83,14 @@ async function runPytest({ folder, filters, proofs }) {
   return { ...countJunit(existsSync(results) ? readFileSync(results, "utf8") : null), code };
 }
 
-async function runSuites({ filters, realPostgres, proofs, folder }) {
-  if (proofs) return [await runPytest({ folder, filters, proofs })];
+async function runSuites({ filters, realPostgres, proofs, exported, folder }) {
+  if (proofs) return [await runPytest({ folder, filters, marked: "slow" })];
+  if (exported) {
+    await setUpExports({ root });
+    const config = join(root, "tests", "exports", "vitest.config.ts");
+    const readers = await runVitest({ folder, filters: [], env: { OMP_NUM_THREADS: "1" }, config });
+    return [readers, await runPytest({ folder, filters: ["test_export"], marked: "exports" })];
+  }
   const postgres = realPostgres ? await startRealPostgres() : null;
   try {
     const env = { OMP_NUM_THREADS: "1", ...(postgres ? { FETTLE_TEST_DATABASE_URL: postgres.url } : {}) };
@@ -93,10 +104,10 @@ async function runSuites({ filters, realPostgres, proofs, folder }) {
 
 async function main(argv) {
   const flags = argv.filter((word) => word.startsWith("--"));
-  const unknown = flags.find((flag) => !["--no-setup", "--real-postgres", "--proofs"].includes(flag));
+  const unknown = flags.find((flag) => !["--no-setup", "--real-postgres", "--proofs", "--exports"].includes(flag));
   if (unknown !== undefined) {
     console.error(
-      `error: ${unknown} is no option; there are --no-setup, --real-postgres and --proofs, and words to filter by.`,
+      `error: ${unknown} is no option; there are --no-setup, --real-postgres, --proofs and --exports, and words to filter by.`,
     );
     return 2;
   }
@@ -105,7 +116,8 @@ async function main(argv) {
   const folder = mkdtempSync(join(tmpdir(), "fettle-results-"));
   try {
     const realPostgres = flags.includes("--real-postgres");
-    const suites = await runSuites({ filters, realPostgres, proofs: flags.includes("--proofs"), folder });
+    const [proofs, exported] = [flags.includes("--proofs"), flags.includes("--exports")];
+    const suites = await runSuites({ filters, realPostgres, proofs, exported, folder });
     const { line, ok } = summary(suites);
     console.log(line);
     return ok ? 0 : 1;

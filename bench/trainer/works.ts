@@ -69,6 +69,8 @@ const base: Hyperparameters = {
   target_mean: 0,
   target_std: 1,
   beta: 0.1,
+  distill_weight: 0.5,
+  distill_temperature: 2,
 };
 
 export const hyperparametersOf = (work: Work): Hyperparameters => ({

@@ -89,6 +89,8 @@ describe("failures", () => {
     expect(said.stderr).toContain("--set lerning_rate: no such hyperparameter; expected one of num_train_epochs,");
     const word = await cli.run(["train", file, "-m", base, "--learning-rate", "fast"]);
     expect(word).toMatchObject({ code: 2, stderr: 'error (usage): learning_rate is "fast": expected a number.\n' });
+    const weights = await cli.run(["train", file, "-m", base, "--set", "class_weights=fair"]);
+    expect(weights.stderr).toBe('error (usage): class_weights is "fair": expected none, balanced.\n');
   });
 
   it("a missing file is 3", async () => {

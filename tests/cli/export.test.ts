@@ -39,8 +39,15 @@ const report = {
   sample: "held_out",
   rows: 12,
   positions: 80,
-  before: { loss: 1.2, accuracy: 0.8 },
-  after: { loss: 1.25, accuracy: 0.79, max_abs_diff: 0.0001, agreement: 0.975 },
+  before: { loss: 1.2, accuracy: 0.8, metrics: { f1_macro: 0.75 } },
+  after: {
+    loss: 1.25,
+    accuracy: 0.79,
+    metrics: { f1_macro: 0.7321 },
+    max_abs_diff: 0.0001,
+    max_abs_change: 0.125,
+    agreement: 0.975,
+  },
   speed: { before_ms: 10, after_ms: 8, gain: 1.25, runs: 7 },
   vllm: null,
   notes: ["2 tensors stay f16."],
@@ -80,6 +87,8 @@ describe("export", () => {
     expect(said).toMatchObject({ code: 0, stdout: `${out}\n` });
     expect(said.stderr).toContain("compared on 12 rows the run held out: same answer at 97.5 % of 80 positions");
     expect(said.stderr).toContain("loss 1.2000 before, 1.2500 after; accuracy 80.0 % before, 79.0 % after");
+    expect(said.stderr).toContain("f1_macro 0.7500 before, 0.7321 after");
+    expect(said.stderr).toContain("largest difference of a logit to the tuned model: 0.13");
     expect(said.stderr).toContain("10.0 ms before, 8.0 ms after: 1.25 times as fast (median of 7)");
     expect(said.stderr).toContain("2 tensors stay f16.");
     expect(server.world.exporter.writes).toMatchObject([{ format: "gguf", quantize: "q4_0", prune: 0.25 }]);

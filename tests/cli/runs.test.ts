@@ -44,6 +44,14 @@ async function until<T>(ask: () => Promise<T | undefined>): Promise<T> {
 }
 
 describe("runs", () => {
+  it("train --teacher names whom it learns from too", async () => {
+    const said = await cli.run(["train", file, "-m", base, "--teacher", "ft:nobody:x", "--detach", "--json"]);
+    expect(said.code).not.toBe(0);
+    expect(said.stderr).toContain('The model "ft:nobody:x" does not exist');
+    const alone = await cli.run(["train", file, "-m", base, "--teacher", base, "--detach"]);
+    expect(alone.stderr).toContain(`"${base}" is a base model, which gives no answers to learn from`);
+  });
+
   it("train follows the run to its end: talk on stderr, one document on stdout", async () => {
     const before = (await client.runs.list()).data.map((run) => run.id);
     const training = cli.run([

@@ -196,6 +196,8 @@ export const hyperparameters: Hyperparameters = {
   target_mean: 0,
   target_std: 1,
   beta: 0.1,
+  distill_weight: 0.5,
+  distill_temperature: 2,
 };
 
 /** Stores a processed file of `rows` (canonical JSON lines) and a queued run that reads it. */

@@ -114,10 +114,24 @@ describe("the environment", () => {
     fresh.program("nvidia-smi", []);
     await fresh.setUp();
     await fresh.setUp(["--profile", "test"]);
-    expect(done().slice(3)).toEqual(["requirements-dev.lock", "compileall"]);
+    expect(done().slice(3)).toEqual(["requirements-onnx.lock", "requirements-dev.lock", "compileall"]);
     writeFileSync(join(fresh.folder, "trainer", "requirements.lock"), "one==2\n");
     expect(await fresh.setUp(["--profile", "test"])).toMatchObject({ code: 0 });
-    expect(done().slice(5)).toEqual(["requirements.lock", "compileall"]);
+    expect(done().slice(6)).toEqual(["requirements.lock", "compileall"]);
+  });
+
+  it("ONNX comes when it is asked for, and is kept up to date from then on", async () => {
+    fresh = clone();
+    fresh.python("python3");
+    fresh.program("nvidia-smi", []);
+    await fresh.setUp();
+    await fresh.setUp(["--onnx"]);
+    expect(done().slice(3)).toEqual(["requirements-onnx.lock", "compileall"]);
+    await fresh.setUp();
+    expect(done()).toHaveLength(5);
+    writeFileSync(join(fresh.folder, "trainer", "requirements-onnx.lock"), "one==2\n");
+    expect(await fresh.setUp()).toMatchObject({ code: 0 });
+    expect(done().slice(5)).toEqual(["requirements-onnx.lock", "compileall"]);
   });
 
   // With a GPU's device file set-up rightly takes the CUDA build, and PATH cannot hide that file.

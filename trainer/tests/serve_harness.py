@@ -38,9 +38,11 @@ def written(name: str) -> Path:
 
 
 @cache
-def served(name: str, family: str) -> ServedModel:
+def served(name: str | Path, family: str) -> ServedModel:
+    """By its name in serve_folders, or of this folder."""
+    folder = name if isinstance(name, Path) else written(name)
     return load_model(  # pyright: ignore[reportArgumentType]
-        written(name), family, device=torch.device("cpu"), dtype=torch.float32
+        folder, family, device=torch.device("cpu"), dtype=torch.float32
     )
 
 
@@ -64,7 +66,7 @@ class Answer:
 
 
 class Harness:
-    def __init__(self, name: str, family: str, **options: int) -> None:
+    def __init__(self, name: str | Path, family: str, **options: int) -> None:
         self._out = io.StringIO()
         chosen = {"max_adapters": 4, "max_rows": 8, "cache_mebibytes": 64, **options}
         self.served = served(name, family)

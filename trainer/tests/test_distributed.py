@@ -1,13 +1,13 @@
 """Two ranks, started by torchrun, are one run: the same losses, the same artefact, checkpoints for either."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +22,14 @@ from tiny import (
     make_seq2seq,
     make_spec,
     pair_rows,
+    preference_rows,
     write_rows,
 )
-from training import Forked, events_of, of_type, train, write_spec
+from training import TwoRanks, events_of, of_type, train, write_spec
 
 import fettle_trainer
+from fettle_trainer import distributed, run_rows
 from fettle_trainer.tensor_files import read_tensors
-
-
-class TwoRanks:
-    """Forked with the environment that torchrun makes; PyTorch is loaded already."""
-
-    def __init__(self, spec: dict[str, Any], second: dict[str, Any] | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-
-        def rank(number: int) -> Forked:
-            known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-            known |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-            own = second if number and second else spec
-            return Forked(own, before=lambda: os.environ.update(known))
-
-        self.ranks = [rank(0), rank(1)]
-
-    def wait(self) -> list[int]:
-        """Exit codes. A rank that does not end takes the other with it."""
-        try:
-            return [rank.wait(60) for rank in self.ranks]
-        except AssertionError:
-            for rank in self.ranks:
-                with contextlib.suppress(ProcessLookupError):
-                    rank.kill()
-            raise
 
 
 def on_two(spec: dict[str, Any]) -> None:
@@ -74,9 +49,10 @@ def make(folder: Path, kind: str, output: str, **changes: Any) -> dict[str, Any]
         "qwen2": ("classification", "decoder", make_decoder, class_rows),
         "bert": ("classification", "encoder", make_encoder, class_rows),
         "t5": ("seq2seq", "seq2seq", make_seq2seq, pair_rows),
+        "preference": ("preference", "decoder", make_decoder, preference_rows),
     }[kind]
     if not (folder / kind).exists():
-        model(folder / kind, kind)
+        model(folder / kind, "llama" if kind == "preference" else kind)
         write_rows(folder / f"{kind}.jsonl", rows(21, seed=3))
         write_rows(folder / f"{kind}.validation.jsonl", rows(9, seed=4))
     return make_spec(
@@ -108,6 +84,8 @@ def weights(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
 CASES = [
     ("llama", "lora", "ddp"),
     ("llama", "full", "fsdp"),
+    ("preference", "lora", "fsdp"),
+    pytest.param(("preference", "full", "ddp"), marks=pytest.mark.slow),
     pytest.param(("llama", "full", "ddp"), marks=pytest.mark.slow),
     pytest.param(("llama", "lora", "fsdp"), marks=pytest.mark.slow),
     pytest.param(("bert", "full", "ddp"), marks=pytest.mark.slow),
@@ -139,7 +117,7 @@ def test_two_ranks_take_the_steps_of_one(folder: Path, case: tuple[str, str, str
         told(one, "evaluation", "valid_loss"), rel=2e-4
     )
     assert of_type(events_of(two), "evaluation")[-1]["metrics"] == pytest.approx(
-        of_type(events_of(one), "evaluation")[-1]["metrics"], rel=2e-3
+        of_type(events_of(one), "evaluation")[-1]["metrics"], rel=2e-3, abs=2e-4
     )
     ours, theirs = weights(two), weights(one)
     assert ours.keys() == theirs.keys()
@@ -206,6 +184,73 @@ def test_ranks_that_would_train_different_models_are_refused(folder: Path) -> No
     assert pair.wait() == [1, 1]
     assert events_of(spec)[-1]["code"] == "conflict"
     assert "do not begin at the same place: [[0, 21, 6], [0, 21, 9]]" in events_of(spec)[-1]["message"]
+
+
+@pytest.mark.parametrize("knows", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_first_rank_alone_looks_for_what_the_starting_model_said(folder: Path, knows: int) -> None:
+    """One rank's disk holds it, the other's does not: a split model answers on all ranks together or not at
+    all, else one waits for the other for ever."""
+    one = make(folder, "preference", f"known-to-{knows}-one", method="full")
+    code, events = train(one)
+    assert code == 0, events[-1]
+    ranks = [
+        make(folder, "preference", f"known-to-{knows}-{rank}", method="full", runtime__parallelism="fsdp")
+        for rank in (0, 1)
+    ]
+    answers = "cache/reference-train.safetensors"
+    target = Path(ranks[knows]["output_dir"]) / answers
+    target.parent.mkdir(parents=True)
+    shutil.copy(Path(one["output_dir"]) / answers, target)
+    assert TwoRanks(ranks[0], second=ranks[1]).wait() == [0, 0]
+    assert told(ranks[0], "step", "train_loss") == pytest.approx(told(one, "step", "train_loss"), rel=2e-4)
+
+
+def test_the_first_rank_alone_asks_the_teacher(folder: Path) -> None:
+    one = make(folder, "bert", "taught-one", method="head")
+    other = make(folder, "bert", "teacher", method="head")
+    other["hyperparameters"]["learning_rate"] = 0.1
+    assert train(other)[0] == 0
+    two = make(folder, "bert", "taught-two", method="head", runtime__parallelism="ddp")
+    teacher = {"name": "ft:t", "path": str(folder / "teacher" / "artefact"), "family": "encoder"}
+    for spec in (one, two):
+        spec["teacher"] = {**teacher, "adapter_path": None}
+    code, events = train(one)
+    assert code == 0, events[-1]
+    on_two(two)
+    assert told(two, "step", "train_loss") == pytest.approx(told(one, "step", "train_loss"), rel=2e-4)
+    asked = [
+        sum("has answered" in event["message"] for event in of_type(made, "log"))
+        for made in (events_of(two), events_of_second(two))
+    ]
+    assert asked == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_rank_that_tokenises_for_long_is_waited_for(folder: Path) -> None:
+    """Longer than a silent peer is waited for afterwards: the second rank reads its rows once the first has
+    been waiting for that long."""
+    spec = make(folder, "llama", "late")
+    patience = 5.0
+
+    def before(rank: int) -> None:
+        distributed._PATIENCE = timedelta(seconds=patience)
+        plain = run_rows.load_dataset
+
+        def slow_to_read(*arguments: Any, **named: Any) -> Any:
+            deadline = time.monotonic() + 60
+            while rank == 1 and time.monotonic() < deadline:
+                waited = max((beat["idle_s"] for beat in of_type(events_of(spec), "heartbeat")), default=0)
+                if waited > patience + 1:
+                    break
+                time.sleep(0.05)
+            return plain(*arguments, **named)
+
+        run_rows.load_dataset = slow_to_read
+
+    assert TwoRanks(spec, before=before).wait() == [0, 0], events_of(spec)[-1]
+    beats = [beat for beat in of_type(events_of(spec), "heartbeat") if beat["idle_s"] > patience]
+    assert {beat["phase"] for beat in beats} == {"reading"}
+    assert len(told(spec, "step", "step")) == 6
 
 
 @pytest.mark.slow

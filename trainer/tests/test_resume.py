@@ -1,6 +1,7 @@
 """Killing a run anywhere and going on gives the same bits."""
 
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import chat_rows, make_decoder, make_spec, write_rows
+import transformers
+from tiny import build, chat_rows, make_decoder, make_spec, make_tokenizer, save, write_rows
 from training import Forked, events_of, of_type, train
 
+from fettle_trainer import train as training_loop
+from fettle_trainer.events import peak_rss_bytes
 from fettle_trainer.tensor_files import read_tensors, write_tensors
 
 KILLS = 12
@@ -132,6 +136,50 @@ def test_finished_run_started_again_finishes_again(straight: dict[str, Any]) -> 
     assert code == 0
     assert weights_sha256(straight) == before
     assert of_type(events, "started")[-1]["resumed_from_step"] == of_type(events, "finished")[-1]["step"]
+
+
+def test_a_resume_needs_no_more_memory_than_the_run_had(tmp_path: Path) -> None:
+    """Weights, gradients and moments of 38 MB each: whatever were held twice would show."""
+    tokenizer = make_tokenizer()
+    config = transformers.LlamaConfig(
+        hidden_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1536,
+        vocab_size=len(tokenizer),
+        eos_token_id=3,
+    )
+    model = save(build(transformers.AutoModelForCausalLM, config), tokenizer, tmp_path / "model")
+    size = (model / "model.safetensors").stat().st_size
+    rows = write_rows(tmp_path / "rows.jsonl", chat_rows(16))
+    settings: dict[str, Any] = {
+        "method": "full",
+        "hyperparameters__per_device_train_batch_size": 2,
+        "hyperparameters__gradient_accumulation_steps": 1,
+        "runtime__checkpoint_steps": 2,
+    }
+    spec = make_spec(model, rows, tmp_path / "out", **settings)
+
+    def peak_at_step_four() -> int:
+        """Of a process that is gone before it writes the checkpoint of that step."""
+        told = tmp_path / "peak"
+        plain = training_loop.Training._train_step
+
+        def step(training: Any) -> None:
+            plain(training)
+            if training.step == 4:
+                told.write_text(str(peak_rss_bytes()))
+                os._exit(9)
+
+        def before() -> None:
+            training_loop.Training._train_step = step  # type: ignore[method-assign]
+
+        assert Forked(spec, before=before).wait() == 9, events_of(spec)[-1]
+        return int(told.read_text())
+
+    fresh, resumed = peak_at_step_four(), peak_at_step_four()
+    assert [start["resumed_from_step"] for start in of_type(events_of(spec), "started")] == [None, 2]
+    assert resumed <= fresh + size / 4, (fresh, resumed, size)
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str]]] = {

@@ -19,6 +19,7 @@ from tiny import (
 from torch import Tensor
 from training import train
 
+from fettle_trainer.adapter_kinds import read_adapter
 from fettle_trainer.artefact import load_artefact
 from fettle_trainer.data import Tokeniser, load_dataset
 from fettle_trainer.spec import Task
@@ -72,6 +73,27 @@ def test_the_next_run_begins_where_the_last_ended(
     after = answers(tmp_path, kind, "second", tmp_path / kind if first == "lora" else made)
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
     assert (tmp_path / "second" / "artefact" / "adapter_config.json").exists() == (second == "lora")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_adapters_that_rescale_are_folded_into_the_weights(tmp_path: Path, kind: str, method: str) -> None:
+    rate = {"hyperparameters__learning_rate": 0.03}
+    code, events = train(spec_of(tmp_path, kind, "first", method=method, **rate))
+    assert code == 0, events[-1]
+    made = tmp_path / "first" / "artefact"
+    _, tensors = read_adapter(made)
+    scales = {name: one for name, one in tensors.items() if "ia3_l" in name or "magnitude" in name}
+    assert scales
+    if method == "ia3":
+        assert all((one - 1).abs().max() > 1e-2 for one in scales.values())
+    start = {"base_model__adapter_path": str(made)}
+    code, events = train(spec_of(tmp_path, kind, "second", method="full", **start, **STILL))
+    assert code == 0, events[-1]
+    assert not (tmp_path / "second" / "artefact" / "adapter_config.json").exists()
+    before = answers(tmp_path, kind, "first", tmp_path / kind)
+    after = answers(tmp_path, kind, "second", tmp_path / kind)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
 
 
 def test_a_new_head_is_put_on_a_model_that_wrote_text(tmp_path: Path) -> None:

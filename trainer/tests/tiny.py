@@ -280,6 +280,8 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "target_mean": 0.0,
             "target_std": 1.0,
             "beta": 0.1,
+            "distill_weight": 0.5,
+            "distill_temperature": 2.0,
         },
         "seed": 7,
         "runtime": {

@@ -1,5 +1,6 @@
 """Running a training in a test: in this process, or in a forked one that can be killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from fettle_trainer import artefact
 from fettle_trainer.run import train_command
@@ -82,3 +85,40 @@ class Forked:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
+
+
+class TwoRanks:
+    """Forked with the environment and the store that torchrun makes; PyTorch is loaded already. `second`:
+    another spec for the second rank. `before` is called in each, with its number."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        second: dict[str, Any] | None = None,
+        before: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+        def rank(number: int) -> Forked:
+            known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": "2"}
+            known |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            known |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+            own = second if number and second else spec
+
+            def prepare() -> None:
+                os.environ.update(known)
+                before(number)
+
+            return Forked(own, before=prepare)
+
+        self.ranks = [rank(0), rank(1)]
+
+    def wait(self) -> list[int]:
+        """Exit codes. A rank that does not end takes the other with it."""
+        try:
+            return [rank.wait(60) for rank in self.ranks]
+        except AssertionError:
+            for rank in self.ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    rank.kill()
+            raise

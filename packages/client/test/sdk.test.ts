@@ -17,6 +17,7 @@ const run = {
   waiting: null,
   model: "m",
   base_model: "m",
+  teacher: null,
   family: "decoder",
   task: null,
   method: null,

@@ -14,6 +14,9 @@ import { familySchema, hyperparametersSchema, memoryPartsSchema, methodSchema, t
 export const createRunSchema = z
   .strictObject({
     model: modelNameSchema.describe("a base model, a tuned model, or a checkpoint of one"),
+    teacher: modelNameSchema
+      .nullish()
+      .describe("a tuned model of the same task and labels, whose answers are learnt beside the labels"),
     training_file: objectIdSchema,
     validation_file: objectIdSchema.nullish(),
     task: taskSchema.nullish().describe("inferred from model and data when absent"),
@@ -40,6 +43,7 @@ export const runObjectSchema = z
     waiting: z.string().nullable().describe("why a queued or paused run waits"),
     model: z.string(),
     base_model: z.string(),
+    teacher: z.string().nullable(),
     family: familySchema,
     task: taskSchema.nullable(),
     method: methodSchema.nullable(),
@@ -158,7 +162,11 @@ export const exportQuerySchema = z.strictObject({
 });
 /** The file of an export that tells how it was compared. */
 export const exportReportName = "export.json";
-const scoreSchema = z.object({ loss: z.number(), accuracy: z.number() });
+const scoreSchema = z.object({
+  loss: z.number(),
+  accuracy: z.number(),
+  metrics: z.record(z.string(), z.number()).describe("as the task has them"),
+});
 export const exportReportSchema = z.object({
   format: exportFormatSchema,
   quantize: exportQuantizeSchema.nullable(),
@@ -167,7 +175,11 @@ export const exportReportSchema = z.object({
   rows: z.number().int(),
   positions: z.number().int(),
   before: scoreSchema,
-  after: scoreSchema.extend({ max_abs_diff: z.number().nullable(), agreement: z.number() }),
+  after: scoreSchema.extend({
+    max_abs_diff: z.number().nullable().describe("of a logit to what was to be written, where that is exact"),
+    max_abs_change: z.number().describe("of a logit to the tuned model"),
+    agreement: z.number().describe("share of answers that are those of the tuned model"),
+  }),
   speed: z.object({ before_ms: z.number(), after_ms: z.number(), gain: z.number(), runs: z.number().int() }).nullable(),
   vllm: z.string().nullable(),
   notes: z.array(z.string()),

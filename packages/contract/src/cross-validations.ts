@@ -60,6 +60,7 @@ export const crossValidationObjectSchema = z
     finished_at: unixTimeSchema.nullable(),
     status: sweepStatusSchema,
     model: z.string(),
+    teacher: z.string().nullable(),
     training_file: z.string(),
     hyperparameters: z.record(z.string(), z.unknown()).describe("the same in every fold"),
     folds: z.number().int(),

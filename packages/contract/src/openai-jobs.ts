@@ -42,6 +42,8 @@ const ownOrAuto = {
   target_mean: z.union([auto, own.target_mean]).optional(),
   target_std: z.union([auto, own.target_std]).optional(),
   beta: z.union([auto, own.beta]).optional(),
+  distill_weight: z.union([auto, own.distill_weight]).optional(),
+  distill_temperature: z.union([auto, own.distill_temperature]).optional(),
 };
 
 export const jobHyperparametersSchema = z
@@ -54,11 +56,12 @@ export const jobHyperparametersSchema = z
   .meta({ id: "JobHyperparameters" });
 export type JobHyperparameters = z.infer<typeof jobHyperparametersSchema>;
 
-/** `method` says which supervised method; `task` which task. Both are inferred when absent. */
+/** `method` says which supervised method; `task` which task. Both are inferred when absent. `teacher`: whom it learns from. */
 export const supervisedMethodSchema = z.strictObject({
   hyperparameters: jobHyperparametersSchema.optional(),
   method: methodSchema.optional(),
   task: taskSchema.optional(),
+  teacher: modelNameSchema.optional(),
 });
 
 /** Preference tuning; `method` says what of the model is trained. */
@@ -140,6 +143,7 @@ export const jobObjectSchema = z
           hyperparameters: shownHyperparametersSchema,
           method: methodSchema.optional(),
           task: taskSchema.optional(),
+          teacher: z.string().optional(),
         }),
       }),
       z.strictObject({

@@ -28,6 +28,8 @@ export const searchedNames = [
   "sampling",
   "class_weights",
   "beta",
+  "distill_weight",
+  "distill_temperature",
 ] as const;
 export type SearchedName = (typeof searchedNames)[number];
 
@@ -166,6 +168,7 @@ export const sweepObjectSchema = z
     finished_at: unixTimeSchema.nullable(),
     status: sweepStatusSchema,
     model: z.string(),
+    teacher: z.string().nullable(),
     training_file: z.string(),
     validation_file: z.string().nullable(),
     hyperparameters: z.record(z.string(), z.unknown()).describe("the same in every trial"),

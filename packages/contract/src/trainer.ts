@@ -67,8 +67,17 @@ export const hyperparametersSchema = z.strictObject({
   target_mean: z.number().min(-1e30).max(1e30).describe("regression: (score - target_mean) / target_std is learnt"),
   target_std: z.number().positive().max(1e30),
   beta: z.number().positive().max(2).describe("preference: how dear leaving the starting model is"),
+  distill_weight: z.number().min(0).max(1).describe("of the teacher's answers; the labels have the rest"),
+  distill_temperature: z.number().min(0.1).max(100).describe("higher shows more of what the teacher thinks unlikely"),
 });
 export type Hyperparameters = z.infer<typeof hyperparametersSchema>;
+
+const modelSourceSchema = z.strictObject({
+  name: z.string().min(1).max(256),
+  path: z.string().min(1).max(4096).describe("folder with config.json, tokenizer files and safetensors"),
+  family: familySchema,
+  adapter_path: z.string().max(4096).nullable().describe("a PEFT adapter over it: gone on from, or asked"),
+});
 
 export const trainSpecSchema = z.strictObject({
   version: z.literal(1),
@@ -76,12 +85,11 @@ export const trainSpecSchema = z.strictObject({
   attempt: z.number().int().min(1).max(1000000),
   task: taskSchema,
   method: methodSchema,
-  base_model: z.strictObject({
-    name: z.string().min(1).max(256),
-    path: z.string().min(1).max(4096).describe("folder with config.json, tokenizer files and safetensors"),
-    family: familySchema,
-    adapter_path: z.string().max(4096).nullable().describe("a PEFT adapter to go on from"),
-  }),
+  base_model: modelSourceSchema,
+  teacher: modelSourceSchema
+    .nullable()
+    .optional()
+    .describe("a tuned model of the same task and labels, whose answers are learnt beside the labels"),
   data: z.strictObject({
     train_path: z.string().max(4096).describe("canonical rows, see rows.ts"),
     train_sha256: z.string().length(64).describe("of the bytes of all files to train on, one after the other"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .divergence import LossTrend
-from .tensor_files import TensorFileError, read_tensors, sync, write_tensors
+from .tensor_files import TensorFile, TensorFileError, sync, write_tensors
 
 WEIGHTS = "model.safetensors"
 OPTIMISER = "optimizer.safetensors"
@@ -53,10 +53,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    """One that was loaded reads each tensor when it is asked for."""
+
     progress: Progress
-    weights: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    rng: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+    rng: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,9 @@ class CheckpointFolder:
             state = cast("dict[str, Any]", json.loads((folder / STATE).read_text(encoding="utf-8")))
             return Checkpoint(
                 _progress(state),
-                read_tensors(folder / WEIGHTS),
-                read_tensors(folder / OPTIMISER),
-                read_tensors(folder / RNG),
+                TensorFile(folder / WEIGHTS),
+                TensorFile(folder / OPTIMISER),
+                TensorFile(folder / RNG),
             )
         except (OSError, ValueError, TypeError, KeyError, TensorFileError) as error:
             raise DamagedCheckpoint(str(error)) from error

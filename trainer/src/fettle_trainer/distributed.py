@@ -31,6 +31,9 @@ Parallelism = Literal["ddp", "fsdp"]
 # Between two collectives lies one micro-batch, an evaluation or a checkpoint of one rank; a peer silent
 # for longer is gone.
 _PATIENCE = timedelta(minutes=30)
+# Before they meet, one rank may read its rows from a cache while another tokenises for hours; torchrun ends
+# them all when one fails.
+_ARRIVAL = timedelta(days=2)
 # Gradients are summed in flat pieces of at most this many elements.
 _BUCKET = 8_000_000
 
@@ -72,7 +75,13 @@ class Ranks:
         if self.alone:
             return
         backend = "nccl" if self._device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
+        store, _, _ = next(_distributed.rendezvous("env://", self.rank, self.world, timeout=_ARRIVAL))
+        store.set(f"arrived.{self.rank}", "")
+        store.wait([f"arrived.{rank}" for rank in range(self.world)], _ARRIVAL)
+        store.set_timeout(_PATIENCE)
+        _distributed.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+        )
         mine = torch.tensor(facts, dtype=torch.long, device=self._device)
         found = [torch.empty_like(mine) for _ in range(self.world)]
         _distributed.all_gather(found, mine)
@@ -128,6 +137,24 @@ class Ranks:
         """Whether some rank says so: what the clock or a signal decides is decided for all."""
         return self.totals(float(flag)) != [0.0]
 
+    def from_first(self, tensor: Tensor | None) -> Tensor | None:
+        """What the first rank has, a matrix of fp32 or nothing, on every rank's CPU: what one disk holds or
+        does not is decided for all. Of the other ranks `tensor` is not looked at."""
+        if self.alone:
+            return tensor
+        shape = torch.full((2,), -1, dtype=torch.long, device=self._device)
+        if self.first and tensor is not None:
+            shape = torch.tensor(tensor.shape, device=self._device)
+        _distributed.broadcast(shape, src=0)
+        rows, columns = integers(shape)
+        if rows < 0:
+            return None
+        told = torch.empty(rows, columns, device=self._device)
+        if self.first and tensor is not None:
+            told.copy_(tensor)
+        _distributed.broadcast(told, src=0)
+        return told.cpu()
+
     # ------------------------------------------------------------ weights
 
     def shard(self, model: Any, apart: Sequence[str]) -> None:
@@ -169,12 +196,14 @@ class Ranks:
             return tensors
         from torch.distributed.tensor import DTensor, distribute_tensor
 
-        own = dict(tensors)
+        own: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             parameter = parameters.get(name, parameters.get(name.rpartition(".")[0]))
             if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
                 placed = tensor.to(self._device)
                 own[name] = distribute_tensor(placed, parameter.device_mesh, parameter.placements)
+            else:
+                own[name] = tensor
         return own
 
     # ------------------------------------------------------------ chance

@@ -23,11 +23,12 @@ MOST_BYTES = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Features:
     """`hidden_NE`: fp32, the base's output at each row's first token (last token in a packed decoder).
-    `targets_N`: one a row."""
+    `targets_N`: one a row. `reference`: as in `TokenRows`."""
 
     hidden_NE: Tensor
     targets_N: Tensor
     num_tokens: list[int]
+    reference: Tensor | None = None
 
     def batch(self, chosen: list[int]) -> Batch:
         index = torch.tensor(chosen)
@@ -38,6 +39,7 @@ class Features:
             num_tokens=sum(self.num_tokens[row] for row in chosen),
             rows=tuple(chosen),
             features=self.hidden_NE[index],
+            reference=None if self.reference is None else self.reference[index],
         )
 
 

@@ -16,7 +16,7 @@ from .spec import TrainSpec
 Identity = dict[str, Any]
 
 # Where and on what a run goes on: another folder, another number of threads or ranks gives the same model.
-_INDIFFERENT = ("attempt", "output_dir", "runtime", "run_id", "data", "base_model")
+_INDIFFERENT = ("attempt", "output_dir", "runtime", "run_id", "data", "base_model", "teacher")
 _MOST_TOLD = 6
 _PIECE = 1 << 20
 
@@ -46,6 +46,13 @@ def identity_of(spec: TrainSpec) -> Identity:
         "tokenizer": tokenizer_sha256(folder) if folder.is_dir() else None,
         "adapter": base.adapter_path and _checksum(Path(base.adapter_path), ("adapter_*",)),
     }
+    if spec.teacher is not None:
+        taught_by, own = Path(spec.teacher.path), spec.teacher.adapter_path
+        decisive["teacher"] = {
+            "weights": _checksum(taught_by, ("config.json", "fettle.json", "*.safetensors")),
+            "tokenizer": tokenizer_sha256(taught_by) if taught_by.is_dir() else None,
+            "adapter": own and _checksum(Path(own), ("adapter_*", "fettle.json")),
+        }
     # Through JSON and back: what a checkpoint gives is compared with it.
     return cast("Identity", json.loads(json.dumps(dict(_flat(decisive, "")))))
 

@@ -112,28 +112,33 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     pad_id = _pad_id(model, prompts)
     adapter = _prepare(model, spec, heads)
     model.to(compute.device)
-    is_decoder = spec.base_model.family == "decoder"
-    kernels = None
-    layers = "its own layers, split over the ranks" if sharded else _UNFUSED.get(type(adapter), "")
-    if not layers:
-        kernels, layers = enable_kernels(model, compute.dtype)
     virtual = adapter.count if isinstance(adapter, VirtualSettings) else 0
-    may_pack = is_decoder and not virtual
-    packed = may_pack and (kernels is not None or enable_packing(model, compute.dtype))
-    return Loaded(
+    loaded = Loaded(
         model=model,
         prompts=prompts,
         family=spec.base_model.family,
         head_modules=heads,
-        packed=packed,
+        packed=False,
         adapter=adapter,
         max_length=_row_bound(model, spec.hyperparameters.max_length, virtual),
         pad_id=pad_id,
         start_id=start_id(model, prompts, pad_id),
-        kernels=kernels,
-        layers=layers,
         pooling=pooling_of(folder, spec.task),
     )
+    return quickened(loaded, compute.dtype, sharded=sharded)
+
+
+def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False) -> Loaded:
+    """With rows laid end to end and layers rewritten for speed, where these answer as the model's own do.
+    `dtype`: of the products."""
+    model, adapter = loaded.model, loaded.adapter
+    kernels = None
+    layers = "its own layers, split over the ranks" if sharded else _UNFUSED.get(type(adapter), "")
+    if not layers:
+        kernels, layers = enable_kernels(model, dtype)
+    may_pack = loaded.family == "decoder" and not isinstance(adapter, VirtualSettings)
+    packed = may_pack and (kernels is not None or enable_packing(model, dtype))
+    return replace(loaded, packed=packed, kernels=kernels, layers=layers)
 
 
 def load_model(

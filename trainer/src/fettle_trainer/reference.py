@@ -4,20 +4,27 @@ memory. Kept on disk beside the tokenised rows, so that a later attempt goes on 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
 from .data import TokenRows
+from .distributed import Ranks
 from .tensor_files import TensorFileError, read_metadata, read_tensors, write_tensors
 
 
-def remembered(path: Path, compute: Callable[[], Tensor], *, key: str, rows: TokenRows) -> Tensor:
-    """R x K, read from `path` where that was made under the same key for as many rows, else computed.
+def remembered(
+    path: Path, compute: Callable[[], Tensor], *, key: str, rows: TokenRows, ranks: Ranks
+) -> Tensor:
+    """R x K, read from `path` where that was made under the same key for as many rows, else computed. The
+    first of `ranks` looks and writes: where a model is split over them, either all compute or none does.
     Raises OSError, TensorFileError (disk full)."""
-    known = _read(path, key)
+    known = ranks.from_first(_read(path, key) if ranks.first else None)
     if known is not None and len(known) == len(rows):
         return known
-    answers = compute()
+    answers = cast("Tensor", ranks.from_first(compute()))
+    if not ranks.first:
+        return answers
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     try:

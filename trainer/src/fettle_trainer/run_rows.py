@@ -1,5 +1,6 @@
 """The rows of a run: read, told apart, and refused when nothing can be learnt from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,26 +19,38 @@ class RunRows:
     validation: TokenRows
 
 
-def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dataset]:
-    """The rows, and what was found while reading those to train on. Raises TrainFailure when none is left."""
-    tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
+def _cache_of(spec: TrainSpec) -> Path:
+    """Where tokenised rows are kept."""
     shared = spec.runtime.cache_dir
-    cache = Path(shared) if shared else Path(spec.output_dir) / "cache"
-    tokenizer = tokenizer_sha256(Path(spec.base_model.path))
+    return Path(shared) if shared else Path(spec.output_dir) / "cache"
+
+
+def read_rows(
+    spec: TrainSpec, tokeniser: Tokeniser, news: News, *, model: Path, paths: Sequence[Path]
+) -> Dataset:
+    """One file after the other, as tokens of the model in the folder `model`."""
+    tokenizer = tokenizer_sha256(model)
 
     def read(path: Path) -> Dataset:
         news.heartbeat.mark("reading")
         dataset = load_dataset(
             path,
             tokeniser,
-            cache=cache,
+            cache=_cache_of(spec),
             tokenizer_sha256=tokenizer,
             before_row=lambda: news.heartbeat.mark("tokenising", 1),
         )
         news.heartbeat.mark("reading")
         return dataset
 
-    dataset = Dataset.joined([read(path) for path in spec.data.train_paths])
+    return Dataset.joined([read(path) for path in paths])
+
+
+def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dataset]:
+    """The rows, and what was found while reading those to train on. Raises TrainFailure when none is left."""
+    tokeniser = Tokeniser(loaded.prompts, spec.task, loaded.max_length, spec.data.labels)
+    model = Path(spec.base_model.path)
+    dataset = read_rows(spec, tokeniser, news, model=model, paths=spec.data.train_paths)
     if len(dataset.rows) == 0:
         reason = dataset.refused[0].message if dataset.refused else "the file is empty."
         raise TrainFailure(
@@ -47,7 +60,7 @@ def load_rows(spec: TrainSpec, loaded: Loaded, news: News) -> tuple[RunRows, Dat
         )
     if spec.data.validation_path is None:
         return RunRows(dataset.rows, dataset.rows.select([])), dataset
-    other = read(Path(spec.data.validation_path))
+    other = read_rows(spec, tokeniser, news, model=model, paths=[Path(spec.data.validation_path)])
     if other.num_refused:
         first = other.refused[0]
         news.log.log(

@@ -50,6 +50,8 @@ def _texts(most: int, longest: int, *, least: int = 0, shortest: int = 0, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
+    """`adapter_path`: a PEFT adapter over it; of a base it is gone on from, of a teacher it answers."""
+
     name: str = _text(256, 1)
     path: str = _text(4096, 1)
     family: Family = field()
@@ -95,6 +97,8 @@ class Hyperparameters:
     target_mean: float = _number(-1e30, 1e30)
     target_std: float = _number(0, 1e30, above=True)
     beta: float = _number(0, 2, above=True)
+    distill_weight: float = _number(0, 1)
+    distill_temperature: float = _number(0.1, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ class TrainSpec:
     task: Task = field()
     method: Method = field()
     base_model: BaseModel = field()
+    teacher: BaseModel | None = field(metadata={"optional": True})
     data: Data = field()
     output_dir: str = _text(4096)
     hyperparameters: Hyperparameters = field()
@@ -144,6 +149,8 @@ _LABELS_NEEDED: dict[Task, int] = {
     "multilabel_classification": 1,
     "token_classification": 1,
 }
+# Rows with one answer each, which a teacher may give too.
+_TAUGHT: tuple[Task, ...] = ("classification", "multilabel_classification", "regression")
 # What uses the model's own output.
 _HEADLESS: tuple[Task, ...] = ("chat", "seq2seq", "embedding", "preference", "pretraining")
 
@@ -177,6 +184,10 @@ def parse_spec(value: object) -> TrainSpec:
         raise SpecError(
             f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "
             f"{spec.task!r} is not: use method 'lora'."
+        )
+    if spec.teacher is not None and spec.task not in _TAUGHT:
+        raise SpecError(
+            f"spec.teacher: task {spec.task!r} learns from no teacher; leave it out. {', '.join(_TAUGHT)} do."
         )
     if spec.hyperparameters.sampling == "balanced" and spec.task != "classification":
         raise SpecError(

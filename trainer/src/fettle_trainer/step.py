@@ -150,7 +150,7 @@ class Stepper:
             self.loaded.set_training()
         place = torch.tensor(order).argsort()
         tokens = [rows.num_tokens(row) for row in range(len(rows))]
-        self._features[id(rows)] = Features(hidden_NE, torch.cat(targets)[place], tokens)
+        self._features[id(rows)] = Features(hidden_NE, torch.cat(targets)[place], tokens, rows.reference)
         return ""
 
     def _unlike(self, batch: Batch, hidden_BE: Tensor) -> str:

@@ -1,7 +1,7 @@
 """safetensors files and plain lists of tensors, typed. Nothing here can run code from a file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,26 @@ def write_tensors(
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Raises OSError or TensorFileError."""
     return cast("dict[str, Tensor]", _torch.load_file(str(path)))
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """Tensors of a file, each read into memory of its own when it is asked for, and again when asked again:
+    whoever copies them one by one never holds all. Opening raises OSError or TensorFileError."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _library.safe_open(str(path), framework="pt", backend="pread")
+        self._names = dict.fromkeys(cast("list[str]", self._file.keys()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return cast("Tensor", self._file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

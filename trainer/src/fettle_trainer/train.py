@@ -35,6 +35,7 @@ from .sampling import Windows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
 from .tasks import objective_of
+from .teacher import answer_rows, taught
 
 _Result = TypeVar("_Result")
 Verifier = Callable[[Path, Path, Path], float]
@@ -62,15 +63,29 @@ class Training:
 
     def run(self) -> None:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
-        spec = self._spec
-        torch.set_num_threads(spec.runtime.num_threads)
+        torch.set_num_threads(self._spec.runtime.num_threads)
         self._check_ranks()
+        try:
+            self._start()
+            early = self._train()
+        finally:
+            self._ranks.leave()
+        if self._ranks.first:
+            self._finish(early)
+
+    def _start(self) -> None:
+        """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
+        a resumed run needs no more memory than one that was never stopped."""
+        spec = self._spec
         identity = identity_of(spec)
         resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
+        answers = None
+        if self._ranks.first:
+            answers = answer_rows(spec, self._compute, self._news, key=fingerprint_of(identity))
         self._heartbeat.mark("loading")
         resident = rss_bytes()
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
@@ -83,13 +98,9 @@ class Training:
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
-        try:
-            self._prepare(identity, resumed)
-            early = self._train()
-        finally:
-            self._ranks.leave()
-        if self._ranks.first:
-            self._finish(early)
+        if spec.teacher is not None:
+            self._rows = taught(self._rows, answers, self._ranks)
+        self._prepare(identity, resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""
@@ -217,7 +228,9 @@ class Training:
         for name, some in rows.items():
             if len(some):
                 path = self._output / "cache" / f"reference-{name}.safetensors"
-                answers = remembered(path, lambda some=some: self._references(some), key=key, rows=some)
+                answers = remembered(
+                    path, lambda some=some: self._references(some), key=key, rows=some, ranks=self._ranks
+                )
                 rows[name] = replace(some, reference=answers)
         self._rows = RunRows(**rows)
         self._log.log(

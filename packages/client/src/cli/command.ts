@@ -55,6 +55,7 @@ export function adder(io: Run): Add {
 export const withRunOptions = (command: Command): Command =>
   command
     .requiredOption("-m, --model <name>", "base or tuned model (names: fettle models)")
+    .option("--teacher <name>", "tuned model whose answers are learnt too: same task, same labels")
     .option("--method <method>", `${methodSchema.options.join(", ")} (default: chosen)`)
     .option("--task <task>", `${taskSchema.options.join(", ")} (default: inferred)`)
     .option("--epochs <n>", "num_train_epochs")

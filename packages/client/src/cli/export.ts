@@ -65,10 +65,14 @@ function comparison({ sample, rows, positions, before, after, speed, vllm, notes
   ];
   if (after.max_abs_diff !== null)
     lines.push(`largest difference of a logit to what was to be written: ${after.max_abs_diff.toPrecision(2)}`);
-  if (sample === "held_out")
+  lines.push(`largest difference of a logit to the tuned model: ${after.max_abs_change.toPrecision(2)}`);
+  if (sample === "held_out") {
     lines.push(
       `loss ${before.loss.toFixed(4)} before, ${after.loss.toFixed(4)} after; accuracy ${percent(before.accuracy)} before, ${percent(after.accuracy)} after`,
     );
+    for (const [name, value] of Object.entries(before.metrics).filter(([one]) => one !== "accuracy"))
+      lines.push(`${name} ${value.toPrecision(4)} before, ${after.metrics[name]?.toPrecision(4) ?? "?"} after`);
+  }
   if (speed !== null)
     lines.push(
       `${speed.before_ms.toFixed(1)} ms before, ${speed.after_ms.toFixed(1)} ms after: ${speed.gain.toFixed(2)} times as fast (median of ${speed.runs})`,

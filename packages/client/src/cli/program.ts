@@ -24,6 +24,7 @@ function exportCommand(parent: Command, called: string, add: Add): void {
         `${called} ft:… --out my-adapter            an adapter, in PEFT's format`,
         `${called} ft:… --merged --out my-model     adapter and base as one model`,
         `${called} ft:… --format gguf --quantize q8_0 --out my-gguf     for llama.cpp and Ollama`,
+        `${called} ft:… --format onnx --quantize int8 --out my-onnx     for onnxruntime and browsers`,
       ],
     },
     (context, [model = ""], options) => exportToFolder(context, model, options as unknown as Asked),
@@ -138,6 +139,7 @@ function runCommands(program: Command, add: Add): void {
   const examples = [
     "fettle train tickets.jsonl --model smollm2-135m-instruct",
     "fettle train mails.csv --model minilm --task classification --epochs 2",
+    "fettle train mails.csv --model minilm --teacher ft:…   learn from a larger model's answers too",
     "fettle train file-abc --model minilm --method lora --set lora_alpha=32 --detach --json",
   ];
   const training = add(

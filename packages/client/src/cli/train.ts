@@ -14,6 +14,7 @@ import { duration, printable } from "./text.js";
 
 export interface TrainOptions {
   model: string;
+  teacher?: string;
   method?: string;
   task?: string;
   validation?: string;
@@ -37,7 +38,7 @@ export async function train(context: Context, file: string, options: TrainOption
     training_file,
     ...(validation_file !== undefined && { validation_file }),
   });
-  context.say(`  Run ${run.id} on ${run.base_model}`);
+  context.say(`  Run ${run.id} on ${run.base_model}${run.teacher === null ? "" : `, taught by ${run.teacher}`}`);
   if (options.detach) {
     context.result(run, run.id);
     context.say(`Follow it: fettle logs -f ${run.id}`);
@@ -69,6 +70,7 @@ export function requestOf(options: TrainOptions): Omit<CreateRun, "training_file
   return {
     model: options.model,
     hyperparameters,
+    ...(options.teacher !== undefined && { teacher: options.teacher }),
     ...(options.task !== undefined && { task: oneOf("--task", options.task, taskSchema.options) }),
     ...(options.method !== undefined && { method: oneOf("--method", options.method, methodSchema.options) }),
     ...(options.suffix !== undefined && { suffix: options.suffix }),
@@ -106,8 +108,9 @@ function readValue(name: string, text: string): unknown {
 
 /** The server checks ranges, with its own words; here only what cannot even be sent is refused. */
 function expectedOf(name: string): string {
-  if (name === "lr_scheduler_type") return hyperparametersSchema.shape.lr_scheduler_type.options.join(", ");
-  return "a number";
+  const words = ["lr_scheduler_type", "sampling", "class_weights"] as const;
+  const word = words.find((one) => one === name);
+  return word === undefined ? "a number" : hyperparametersSchema.shape[word].options.join(", ");
 }
 
 export function oneOf<T extends string>(option: string, value: string, known: readonly T[]): T {

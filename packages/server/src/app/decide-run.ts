@@ -2,7 +2,7 @@
 import type { RowKind } from "@fettle/contract";
 import type { AdapterShape } from "../domain/adapter-shape.js";
 import { type Chosen, chooseWay, familiesFor } from "../domain/compatibility.js";
-import { memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
+import { gigabytes, type Load, memoryBytes, operationsOf, secondsRange } from "../domain/estimate.js";
 import { type Resolved, resolveHyperparameters } from "../domain/hyperparameters.js";
 import type { Estimate, Run, RunAction } from "../domain/job.js";
 import { type LabelSet, labelSet, type LabelTask } from "../domain/labels.js";
@@ -13,11 +13,14 @@ import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
 import type { RowFacts } from "./held-out.js";
 import type { ResolvedModel } from "./models.js";
 import type { BaseModel, DataReport } from "./ports.js";
-import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes } from "./run-notes.js";
+import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes, teacherNotes } from "./run-notes.js";
+import type { Teacher } from "./teacher.js";
 
 export interface RunFacts {
   run: Run;
   model: ResolvedModel;
+  /** Whom it learns from. */
+  teacher: Teacher | null;
   /** Null when the model is no adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
@@ -39,6 +42,8 @@ export function decideRun(input: RunFacts): Decision {
   if (!way.ok) return way;
   const labels = labelsFor(input, rows.value);
   if (!labels.ok) return labels;
+  const untaught = input.teacher?.refusal(way.value.task, labels.value?.labels ?? null) ?? null;
+  if (untaught !== null) return { ok: false, refusal: untaught };
   const resolved = hyperparametersFor(input, way.value);
   if (!resolved.ok) return resolved;
   const estimate = estimateFor(input, way.value, resolved.value);
@@ -63,6 +68,7 @@ export function decideRun(input: RunFacts): Decision {
         hasValidationFile: input.run.validationFile !== null,
         fold: input.run.split?.fold ?? null,
       }),
+      ...teacherNotes(input.teacher),
       ...choiceNotes(choices),
       estimateNote(estimate.value),
     ],
@@ -121,7 +127,7 @@ const taskWithLabels: Partial<Record<RowKind, LabelTask>> = {
 };
 
 function hyperparametersFor(
-  { run, model, adapter, facts, machine }: RunFacts,
+  { run, model, teacher, adapter, facts, machine }: RunFacts,
   { task, method }: Chosen,
 ): Decided<Resolved> {
   const { family, numParameters, contextLength, numLayers } = model.base;
@@ -142,6 +148,7 @@ function hyperparametersFor(
     adapter: leavesAdapter(method) ? adapter : null,
     labels: facts.labels,
     scores: facts.scores ?? null,
+    taught: teacher !== null,
     rowsThatFit: (length) =>
       rowsThatFit(
         model.base,
@@ -152,7 +159,7 @@ function hyperparametersFor(
 }
 
 function estimateFor(
-  { run, model, facts, machine, trained, known }: RunFacts,
+  { run, model, teacher, facts, machine, trained, known }: RunFacts,
   { task, method }: Chosen,
   { values }: Resolved,
 ): Decided<Estimate> {
@@ -166,6 +173,8 @@ function estimateFor(
   const needed = memoryBytes(base, load);
   if (needed > machine.memoryBytes)
     return tooLarge({ model: run.model, base, load, available: machine.memoryBytes, known });
+  const answers = answersOf(teacher, { load, tokens: facts.numTrainTokens, available: machine.memoryBytes });
+  if (!answers.ok) return answers;
   const work = {
     tokens: facts.numTrainTokens,
     epochs: values.num_train_epochs,
@@ -175,10 +184,31 @@ function estimateFor(
   };
   const pace = paceOf({ baseModel: base.name, method, cores: machine.cores, trained, product: machine.product });
   return decided({
-    seconds: secondsRange(operationsOf(base, work), pace),
-    memoryBytes: needed,
+    seconds: secondsRange(operationsOf(base, work) + answers.value.operations, pace),
+    // The teacher is gone before the student comes.
+    memoryBytes: Math.max(needed, answers.value.bytes),
     tokens: work.tokens * work.epochs,
     basis: pace.basis,
     machine: machine.name,
   });
+}
+
+/** A teacher reads each row once, as a frozen body does. */
+function answersOf(
+  teacher: Teacher | null,
+  { load, tokens, available }: { load: Load; tokens: number; available: number },
+): Decided<{ operations: number; bytes: number }> {
+  if (teacher === null) return decided({ operations: 0, bytes: 0 });
+  const { name, base } = teacher.model;
+  const bytes = memoryBytes(base, { ...load, family: base.family, method: "head", generates: false });
+  if (bytes <= available)
+    return decided({
+      operations: operationsOf(base, { tokens, epochs: 1, method: "head", family: base.family }),
+      bytes,
+    });
+  return refused(
+    "model_too_large",
+    "teacher",
+    `The teacher "${name}" needs about ${gigabytes(bytes)} of memory to answer; this machine has ${gigabytes(available)} for it. Choose a smaller teacher, or a machine with more memory.`,
+  );
 }

@@ -1,5 +1,6 @@
 /** A tuned model's files, for use elsewhere: as they are, an adapter folded into its base, or in another format. */
 import { type ExportFormat, type ExportQuantize, exportQuantizations, type Task } from "@fettle/contract";
+import { outputOf } from "../domain/compatibility.js";
 import { AppError } from "../domain/error.js";
 import { leavesAdapter, readsVirtualTokens } from "../domain/methods.js";
 import type { AppDeps } from "./deps.js";
@@ -76,7 +77,7 @@ function requirePossible({ format, quantize, prune }: Shape, { merged, task }: {
     refuse("quantize", `${format} has no ${quantize}. Its quantisations: ${known.join(", ") || "none"}.`);
   if (prune > 0 && format === "safetensors")
     refuse("prune", "An adapter cannot be pruned apart from its base. Use format=merged.");
-  if (format === "gguf" && task !== "chat")
+  if (format === "gguf" && outputOf(task) !== "chat")
     refuse("format", `llama.cpp writes text, and this model's task is ${task}. Use format=merged or format=onnx.`);
 }
 

@@ -25,6 +25,7 @@ export async function createJob(
       suffix: request.suffix ?? null,
       task,
       method,
+      ...(request.method?.supervised?.teacher !== undefined && { teacher: request.method.supervised.teacher }),
       hyperparameters: { ...ownNames(request.hyperparameters ?? {}), ...ownNames(given) },
       integrations: request.integrations ?? null,
     },

@@ -7,6 +7,7 @@ import { adapterOf } from "./adapter-of.js";
 import type { AppDeps } from "./deps.js";
 import { noSuchFile } from "./files.js";
 import { artefactFolder, type ResolvedModel, resolveModel } from "./models.js";
+import { checkTeacher } from "./teacher.js";
 import type { CheckpointRecord, FileRecord, NewRunEvent, Page, PageRequest } from "./ports.js";
 
 export interface NewRun {
@@ -28,7 +29,7 @@ export interface NewRun {
 
 export type RunDeps = Pick<AppDeps, "store" | "catalogue" | "blobs" | "exporter" | "clock" | "ids">;
 
-/** Checks in this order: model, an adapter's shape, files; ranges were checked at the door. The rest (rows, memory) is checked while `validating_files`. */
+/** Checks in this order: model, an adapter's shape, teacher, files; ranges were checked at the door. The rest (rows, memory) is checked while `validating_files`. */
 export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
   const model = await checkStart(deps, input);
   const now = deps.clock.now();
@@ -70,7 +71,15 @@ export async function createRun(deps: RunDeps, input: NewRun): Promise<Run> {
       event(deps, { key: `created:warning:${index}`, level: "warn" as const, message }),
     ),
   ];
-  if ((await deps.store.runs.create(run, events)) === "file_gone") {
+  const outcome = await deps.store.runs.create(run, events);
+  if (outcome === "model_gone") {
+    throw new AppError(
+      "model_not_found",
+      "A model of this run was deleted while the run was being created. GET /v1/models lists those there are.",
+      { param: "model" },
+    );
+  }
+  if (outcome === "file_gone") {
     throw new AppError(
       "file_not_usable",
       "A file of this run was deleted while the run was being created. Upload it again.",
@@ -89,6 +98,7 @@ export async function checkStart(
   // A checkpoint to begin with must outlast the pruning of its own run.
   if (model.tuned !== null) await artefactFolder(deps, model.name, model.tuned);
   await keepsShape(deps, input, model);
+  await checkTeacher(deps, input);
   await usableFile(deps, { projectId: input.projectId, fileId: input.trainingFile, param: "training_file" });
   if (input.validationFile !== null) {
     await usableFile(deps, { projectId: input.projectId, fileId: input.validationFile, param: "validation_file" });
@@ -114,6 +124,7 @@ export function ownRun({ projectId, request }: { projectId: string; request: Cre
       suffix: request.suffix ?? null,
       task: request.task ?? null,
       method: request.method ?? null,
+      ...(request.teacher !== undefined && request.teacher !== null && { teacher: request.teacher }),
       hyperparameters: withoutUndefined(request.hyperparameters ?? {}),
       integrations: null,
     },

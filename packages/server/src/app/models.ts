@@ -214,6 +214,12 @@ export async function deleteModel(deps: ModelDeps, { projectId, name }: Named): 
     }
     throw await noSuchModel(deps, { projectId, name });
   }
-  await deps.store.models.delete(projectId, name);
+  const outcome = await deps.store.models.delete(projectId, name);
+  if (outcome.needed_by !== null)
+    throw new AppError(
+      "conflict",
+      `"${name}" is needed by ${outcome.needed_by}, which has not ended. Cancel it, or wait for its end, then delete the model.`,
+      { param: "model" },
+    );
   await deps.blobs.delete(record.artefact);
 }

@@ -209,10 +209,10 @@ export class StaleLease extends Error {}
 
 export interface RunStore {
   /**
-   * Inserts the run with its first event, in one transaction; refuses when a file of it is deleted meanwhile.
+   * Inserts the run with its first event, in one transaction; refuses when a file or a tuned model of it is deleted meanwhile.
    * "exists": a run of this id is there already, and stays as it is.
    */
-  create(run: Run, events: NewRunEvent[]): Promise<"created" | "file_gone" | "exists">;
+  create(run: Run, events: NewRunEvent[]): Promise<"created" | "file_gone" | "model_gone" | "exists">;
   get(projectId: string, id: string): Promise<Run | null>;
   list(projectId: string, page: PageRequest & { metadata?: Record<string, string> | undefined }): Promise<Page<Run>>;
   /** All runs of all projects with one of these statuses, oldest first (for the dispatcher). */
@@ -295,7 +295,8 @@ export interface SweepStore {
 export interface ModelStore {
   get(projectId: string, name: string): Promise<ModelRecord | null>;
   list(projectId: string): Promise<ModelRecord[]>;
-  delete(projectId: string, name: string): Promise<boolean>;
+  /** Unless a run or a sweep that has not ended begins with it or learns from it: then its id, and the model stays. */
+  delete(projectId: string, name: string): Promise<{ needed_by: string | null }>;
   checkpoint(projectId: string, modelName: string): Promise<CheckpointRecord | null>;
 }
 
@@ -464,6 +465,8 @@ export interface BaseModel {
   licence: string;
   source: "bundled" | "local" | "hub";
 }
+
+export type TeacherSpec = NonNullable<TrainSpec["teacher"]>;
 
 export interface Catalogue {
   list(): Promise<BaseModel[]>;

@@ -4,6 +4,7 @@ import type { Chosen } from "../domain/compatibility.js";
 import { type Choice, notUsed } from "../domain/hyperparameters.js";
 import { gigabytes } from "../domain/estimate.js";
 import type { Estimate, Fold } from "../domain/job.js";
+import type { Teacher } from "./teacher.js";
 
 export interface Note {
   level: "info" | "warn";
@@ -17,6 +18,18 @@ export function reasonNotes({ task, method, taskReason, methodReason }: Chosen):
   if (methodReason !== null)
     notes.push({ level: "info", message: `Method chosen: ${method}, because ${methodReason}.` });
   return notes;
+}
+
+export function teacherNotes(teacher: Teacher | null): Note[] {
+  if (teacher === null) return [];
+  const { name, base } = teacher.model;
+  return [
+    {
+      level: "info",
+      message: `Teacher: ${name}, tuned from ${base.name}. It answers each row to train on once, before the first step; its answers are learnt beside the labels.`,
+      data: { teacher: name },
+    },
+  ];
 }
 
 export interface SeenRows {

@@ -17,6 +17,13 @@ export async function createSweep(
   const run = ownRun({ projectId, request });
   await checkStart(deps, run);
   const space = request.space ?? defaultSpace;
+  const vain = teachersOwn.find((name) => space[name] !== undefined && run.request.teacher === undefined);
+  if (vain !== undefined)
+    throw new AppError(
+      "value_out_of_range",
+      `${vain} is searched, but no teacher is named: expected the name of one in teacher. Name it, or leave ${vain} out of space.`,
+      { param: `space.${vain}` },
+    );
   const fixed = Object.keys(run.request.hyperparameters);
   const checked = checkSpace(space, fixed);
   if (!checked.ok) throw asError(checked.refusal);
@@ -75,6 +82,8 @@ export function budgetOf(budget: CreateSweep["budget"], pricePerHour: number): B
     );
   return { trials, minutes, money, pricePerHour };
 }
+
+const teachersOwn = ["distill_weight", "distill_temperature"] as const;
 
 /** Searching what the loss itself is made of would compare numbers of different meaning. */
 const lossParts: readonly SearchedName[] = ["class_weights", "beta", "max_length"];

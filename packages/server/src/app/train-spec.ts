@@ -7,6 +7,7 @@ import { type ReadyModelDeps, startOf } from "./models.js";
 import type { Blobs, Store } from "./ports.js";
 import { tokensKey } from "./files.js";
 import { rowsKey } from "./process-file.js";
+import { teacherSpec } from "./teacher.js";
 
 export interface SpecOptions {
   numThreads: number;
@@ -29,6 +30,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
     attempt: run.attempt,
     task,
     method,
+    ...(await teacherSpec(deps, run)),
     base_model: { name: run.baseModel, family: run.family, path: start.basePath, adapter_path: start.adapterPath },
     data: await data(deps, run),
     output_dir: deps.blobs.localPath(`runs/${run.id}`),

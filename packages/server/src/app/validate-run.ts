@@ -8,6 +8,7 @@ import { surveyRows } from "./held-out.js";
 import { resolveModel } from "./models.js";
 import type { FileRecord, NewRunEvent } from "./ports.js";
 import { minTrainingRows } from "./process-file.js";
+import { teacherOf } from "./teacher.js";
 import { trainedHere } from "./trained-here.js";
 import type { DomainRefusal } from "../domain/refusal.js";
 
@@ -66,11 +67,13 @@ async function decide(
 ): Promise<Decision> {
   try {
     const model = await resolveModel(deps, { projectId: run.projectId, name: run.model });
+    const teacher = await teacherOf(deps, run);
     const facts = await surveyRows(deps.blobs, run);
     const known = await deps.catalogue.list();
     return decideRun({
       run,
       model,
+      teacher,
       adapter: await adapterOf(deps, { projectId: run.projectId, model }),
       facts,
       machine: { ...deps.machine, product: deps.machine.product() },

@@ -149,7 +149,7 @@ export const matrix = ways.map((way) => ({
 const folds = (tunedBy: Method, method: Method): boolean => !readsVirtualTokens(tunedBy) && !leavesAdapter(method);
 
 /** Tasks of one output go on from each other: a model that writes text learns preferences and documents too. */
-const outputOf = (task: Task): Task => (task === "preference" || task === "pretraining" ? "chat" : task);
+export const outputOf = (task: Task): Task => (task === "preference" || task === "pretraining" ? "chat" : task);
 
 const needsNewOutput = ({ tunedFor }: Wanted, task: Task): boolean =>
   tunedFor !== null && outputOf(tunedFor) !== outputOf(task);

@@ -24,6 +24,8 @@ export interface Situation {
   labels: Readonly<Record<string, number>>;
   /** Of the rows to train on; null when they have none. */
   scores: { mean: number; std: number } | null;
+  /** Whether a teacher's answers are learnt too. */
+  taught: boolean;
   /** The most rows at once that fit in memory, for rows of `maxLength` tokens. */
   rowsThatFit: (maxLength: number) => number;
 }
@@ -114,17 +116,24 @@ const rules: Record<keyof Hyperparameters, Rule> = {
     value: 0.1,
     reason: task === "preference" ? "usual; higher stays nearer to the starting model" : notUsed,
   }),
+  distill_weight: ({ taught }) => ({
+    value: 0.5,
+    reason: taught ? "labels and teacher count the same" : notUsed,
+  }),
+  distill_temperature: ({ taught, task }) => ({
+    value: 2,
+    reason: taught && task !== "regression" ? "usual; shows what the teacher thinks of the other labels" : notUsed,
+  }),
 };
 
 /** Rows of the largest class for one of the smallest, from which on classes are weighed. */
 const severeImbalance = 10;
 
 function classWeightsRule(
-  { task, labels }: Situation,
+  { task, labels, numRows }: Situation,
   { sampling }: Partial<Hyperparameters>,
 ): { value: string; reason: string } {
-  if (task === "multilabel_classification")
-    return { value: "none", reason: "weights move a label's probability away from how often it is there" };
+  if (task === "multilabel_classification") return labelWeights(labels, numRows);
   if (task !== "classification") return { value: "none", reason: notUsed };
   if (sampling === "balanced") return { value: "none", reason: "every class is drawn as often already" };
   const counts = Object.entries(labels).filter(([, count]) => count > 0);
@@ -135,6 +144,18 @@ function classWeightsRule(
   return most[1] > severeImbalance * least[1]
     ? { value: "balanced", reason: `${told}: without weights the rare class would hardly be learnt` }
     : { value: "none", reason: `${told}: at most ${severeImbalance} to 1 apart` };
+}
+
+/** Never weighed unasked: a label may be as rare as its file says, and its probability is then right. */
+function labelWeights(labels: Situation["labels"], numRows: number): { value: string; reason: string } {
+  const reason = "weights move a label's probability away from how often it is there";
+  const [rarest = ["", numRows] as const] = Object.entries(labels)
+    .filter(([, count]) => count > 0)
+    .sort(([, a], [, b]) => a - b);
+  const [name, count] = rarest;
+  const rare = numRows - count > severeImbalance * count;
+  const told = `"${name}" is on ${count} of ${numRows} rows: "balanced" would find it more often, but ${reason}`;
+  return { value: "none", reason: rare ? told : reason };
 }
 
 /** Values given are kept when they are within bounds; `learning_rate_multiplier` scales the learning rate, given or chosen. */
@@ -160,8 +181,8 @@ export function resolveHyperparameters(given: RunRequest["hyperparameters"], sit
       choices.push({ name, value, reason });
     }
   }
-  const unbalanced = balanceConflict(values, situation.task);
-  if (unbalanced !== null) return refused("value_out_of_range", ...unbalanced);
+  const vain = balanceConflict(values, situation.task) ?? teachingConflict(own, situation);
+  if (vain !== null) return refused("value_out_of_range", ...vain);
   if (multiplier !== undefined) {
     const scaled = (values["learning_rate"] as number) * multiplier;
     if (!(scaled <= 0.1) || scaled <= 0) {
@@ -206,6 +227,24 @@ function balanceConflict(values: Record<string, unknown>, task: Task): [param: s
   return null;
 }
 
+function teachingConflict(
+  given: Partial<Hyperparameters>,
+  { taught, task }: Situation,
+): [param: string, message: string] | null {
+  const name = (["distill_weight", "distill_temperature"] as const).find((one) => given[one] !== undefined);
+  if (name !== undefined && !taught)
+    return [
+      `hyperparameters.${name}`,
+      `${name} is ${given[name]}, but the run has no teacher: expected the name of one in teacher. Name it, or leave ${name} out.`,
+    ];
+  if (given.distill_temperature !== undefined && task === "regression")
+    return [
+      "hyperparameters.distill_temperature",
+      `distill_temperature is ${given.distill_temperature}, but a teacher of the task "regression" answers with numbers, which have none. Leave it out.`,
+    ];
+  return null;
+}
+
 const typicalLearningRate = "Typical: 0.0002 for lora, 0.00002 to 0.00005 for full, 0.001 for head.";
 
 const typical: Partial<Record<keyof Hyperparameters, string>> = {
@@ -218,6 +257,8 @@ const typical: Partial<Record<keyof Hyperparameters, string>> = {
   warmup_ratio: "Typical: 0.03 to 0.1.",
   label_smoothing_factor: "Typical: 0 or 0.1.",
   beta: "Typical: 0.1 to 0.5.",
+  distill_weight: "Typical: 0.3 to 0.9.",
+  distill_temperature: "Typical: 1 to 5.",
 };
 
 /** `learning_rate is 2: expected a number above 0, at most 0.1. Typical: …`; null when the value is allowed. */
@@ -270,6 +311,8 @@ const bounds: Record<keyof Hyperparameters, string> = {
   target_mean: "a number from -1e30 to 1e30",
   target_std: "a number above 0, at most 1e30",
   beta: "a number above 0, at most 2",
+  distill_weight: "a number from 0 to 1",
+  distill_temperature: "a number from 0.1 to 100",
 };
 
 /** Usual epochs, rows to be seen at least, epochs at most. A new output layer begins with nothing. */

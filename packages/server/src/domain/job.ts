@@ -20,6 +20,8 @@ export interface RunRequest {
   suffix: string | null;
   task: Task | null;
   method: Method | null;
+  /** Name of the model that it learns from beside its labels; absent: of none. */
+  teacher?: string;
   hyperparameters: Partial<Hyperparameters> & { learning_rate_multiplier?: number };
   integrations: unknown[] | null;
 }

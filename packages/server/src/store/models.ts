@@ -66,6 +66,20 @@ export async function insertModel(sql: Sql, model: ModelRecord): Promise<void> {
   );
 }
 
+/** The lock keeps a run from being made with it between the check and the deletion. */
+async function deleteModel(sql: Sql, projectId: string, name: string): ReturnType<ModelStore["delete"]> {
+  await sql.rows("select 1 from fettle.models where project_id = $1 and name = $2 for update", [projectId, name]);
+  const named = "project_id = $1 and (record ->> 'model' = $2 or record -> 'request' ->> 'teacher' = $2)";
+  const [user] = await sql.rows<{ id: string }>(
+    `select id from fettle.runs where ${named} and status not in ('succeeded', 'failed', 'cancelled')
+     union all select id from fettle.sweeps where ${named} and status in ('running', 'cancelling') limit 1`,
+    [projectId, name],
+  );
+  if (user !== undefined) return { needed_by: user.id };
+  await sql.run("delete from fettle.models where project_id = $1 and name = $2", [projectId, name]);
+  return { needed_by: null };
+}
+
 /** Tuned models and the checkpoints that can be asked for by name. */
 export function modelStore(database: Database): ModelStore {
   return {
@@ -83,11 +97,7 @@ export function modelStore(database: Database): ModelStore {
         ])
       ).map(record);
     },
-    async delete(projectId, name) {
-      return (
-        (await database.run("delete from fettle.models where project_id = $1 and name = $2", [projectId, name])) > 0
-      );
-    },
+    delete: (projectId, name) => database.transaction((sql) => deleteModel(sql, projectId, name)),
     async checkpoint(projectId, modelName) {
       const [row] = await database.rows<CheckpointRow>(
         `select checkpoints.* from fettle.checkpoints checkpoints join fettle.runs runs on runs.id = checkpoints.run_id

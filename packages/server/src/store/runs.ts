@@ -61,7 +61,7 @@ export function runStore(database: Database, feed: RunFeed): RunStore {
   };
 }
 
-/** The share lock keeps a file from being deleted between the check and the insert. */
+/** The share locks keep a file and a tuned model from being deleted between the check and the insert. */
 async function createRun(
   sql: Sql,
   run: Run,
@@ -73,6 +73,12 @@ async function createRun(
     [run.projectId, files],
   );
   if (present.length < files.length) return "file_gone";
+  const models = tunedModels(run);
+  const kept = await sql.rows("select 1 from fettle.models where project_id = $1 and name = any($2) for share", [
+    run.projectId,
+    models,
+  ]);
+  if (kept.length < models.length) return "model_gone";
   const inserted = await sql.run("insert into fettle.runs (id, record) values ($1, $2) on conflict (id) do nothing", [
     run.id,
     toJson(run),
@@ -82,6 +88,11 @@ async function createRun(
   await tell(sql, run.id);
   return "created";
 }
+
+/** Those that can be deleted. A checkpoint is its run's, and stays. */
+const tunedModels = ({ model, request }: Run): string[] => [
+  ...new Set([model, request.teacher ?? ""].filter((name) => name.startsWith("ft:") && !/:ckpt-step-\d+$/.test(name))),
+];
 
 async function readEvaluated(sql: Sql, ids: readonly string[]): ReturnType<RunStore["evaluated"]> {
   const runs = await sql.rows<RunRow>("select record from fettle.runs where id = any($1)", [ids]);

@@ -16,6 +16,7 @@ const situation: Situation = {
   adapter: null,
   labels: { a: 90, b: 2 },
   scores: null,
+  taught: false,
   rowsThatFit: () => 64,
 };
 
@@ -37,6 +38,12 @@ describe("rare classes and labels", () => {
   it("are weighed as labels when that is asked for", () => {
     const several: Situation = { ...situation, task: "multilabel_classification" };
     expect(resolveHyperparameters({}, several)).toMatchObject({ value: { values: { class_weights: "none" } } });
+    const reasons = (given: Situation) => {
+      const found = resolveHyperparameters({}, given);
+      return found.ok ? found.value.choices.find(({ name }) => name === "class_weights")?.reason : "";
+    };
+    expect(reasons(several)).toMatch(/^"b" is on 2 of 92 rows: "balanced" would find it more often, but weights move/);
+    expect(reasons({ ...several, labels: { a: 90, b: 40 } })).toMatch(/^weights move a label's probability/);
     expect(resolveHyperparameters({ class_weights: "balanced" }, several)).toMatchObject({
       value: { values: { class_weights: "balanced", sampling: "shuffled" } },
     });

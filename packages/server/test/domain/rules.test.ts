@@ -232,6 +232,7 @@ describe("resolveHyperparameters", () => {
     adapter: null,
     labels: {},
     scores: null,
+    taught: false,
     rowsThatFit: () => 64,
   };
 
@@ -359,6 +360,7 @@ describe("resolveHyperparameters", () => {
           numRows: fc.integer({ min: 1, max: 1e7 }),
           longestRow: fc.integer({ min: 0, max: 1e7 }),
           hasValidation: fc.boolean(),
+          taught: fc.boolean(),
           labels: fc.dictionary(fc.string(), fc.integer({ min: 0, max: 1e6 })),
           scores: fc.option(
             fc.record({ mean: fc.constantFrom(-1e30, 0, 1e30), std: fc.constantFrom(1e-300, 1, 1e30) }),

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { CanonicalRow } from "@fettle/contract";
 import { onTestFinished } from "vitest";
-import type { BaseModel, DataReport, FileRecord, NewRunEvent, Store } from "../../src/app/ports.js";
+import type { BaseModel, DataReport, FileRecord, ModelRecord, NewRunEvent, Store } from "../../src/app/ports.js";
 import { validateRun, type ValidateRunDeps } from "../../src/app/validate-run.js";
 import { localBlobs } from "../../src/blobs/local.js";
 import type { Run } from "../../src/domain/job.js";
@@ -68,6 +68,8 @@ export interface Setting {
   /** Runs that succeeded before, the newest first. */
   succeeded?: Run[];
   validationRows?: CanonicalRow[];
+  /** The project's tuned models. */
+  models?: ModelRecord[];
 }
 
 function reportOf(rows: CanonicalRow[], kind: DataReport["kind"]): DataReport {
@@ -150,7 +152,11 @@ export async function world({
   const events: NewRunEvent[] = [];
   const store = {
     files: { get: async (_project: string, id: string) => files.get(id) ?? null },
-    models: { get: async () => null, checkpoint: async () => null, list: async () => [] },
+    models: {
+      get: async (_project: string, name: string) => setting.models?.find((one) => one.name === name) ?? null,
+      checkpoint: async () => null,
+      list: async () => setting.models ?? [],
+    },
     runs: {
       succeeded: async (_project: string, limit: number) => (setting.succeeded ?? []).slice(0, limit),
       update: async (_id: string, change: (current: Run) => { run: Run; events: NewRunEvent[] } | null) => {

@@ -93,6 +93,16 @@ test("a model tuned whole is its own base", async () => {
   expect(asked?.basePath).toBe(asked?.sourcePath);
 });
 
+test("what writes text becomes a GGUF whatever it learnt from; what does not becomes ONNX", async () => {
+  const preference = await tunedRun(world, { task: "preference" });
+  await exported(await request(preference.model, "?format=gguf"));
+  const classes = await tunedRun(world, { task: "classification" });
+  await exported(await request(classes.model, "?format=onnx&quantize=int8"));
+  expect(world.exporter.writes).toMatchObject([{ format: "gguf" }, { format: "onnx", quantize: "int8" }]);
+  const answer = await world.send("GET", `/api/models/${encodeURIComponent(classes.model)}/export?format=gguf`);
+  expect([answer.status, answer.json.error.code]).toEqual([400, "export_not_possible"]);
+});
+
 test.each([
   ["a quantisation of another format", "?format=gguf&quantize=int8", "export_not_possible", "quantize"],
   ["a quantised adapter", "?format=safetensors&quantize=q8_0", "export_not_possible", "quantize"],

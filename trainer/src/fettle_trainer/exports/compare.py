@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,10 +17,9 @@ from ..artefact import load_artefact
 from ..data import TokenRows
 from ..failure import TrainFailure
 from ..models import Loaded, load_prompts
-from ..spec import Task
-from ..step import Stepper
 from ..tensor_files import read_metadata, read_tensors, write_tensors
-from .sample import Sample, Score, agreement, score
+from .onnx_model import OnnxModel
+from .sample import Asking, Sample, Score, agreement, score, score_of
 
 Form = Literal["safetensors", "merged", "gguf", "onnx"]
 
@@ -42,19 +41,21 @@ _UNTOLD = (
 @dataclass(frozen=True, slots=True)
 class Measured:
     """`difference`: largest one of a logit to what was to be written; None where only the quality is asked.
-    `agreement`: to the model before anything was taken from it."""
+    `change` and `agreement`: to the model before anything was taken from it."""
 
     difference: float | None
+    change: float
     agreement: float
     loss: float
     accuracy: float
+    metrics: dict[str, float]
 
 
-def write_probe(path: Path, sample: Sample, *, before: Score, expected: Score | None, task: Task) -> None:
+def write_probe(path: Path, sample: Sample, asking: Asking, *, before: Score, expected: Score | None) -> None:
     tensors = {**sample.rows.tensors(), "before": before.logits_NV}
     if expected is not None:
         tensors["expected"] = expected.logits_NV
-    write_tensors(path, tensors, {"task": task})
+    write_tensors(path, tensors, {"asking": json.dumps(asdict(asking))})
 
 
 def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
@@ -85,10 +86,14 @@ def measured_in_fresh_process(form: Form, folder: Path, *, base: Path, probe: Pa
 
 def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
     """In this process. Raises TrainFailure (`artefact_mismatch`)."""
-    task = cast("Task", read_metadata(probe)["task"])
+    asking = Asking(**json.loads(read_metadata(probe)["asking"]))
     stored = read_tensors(probe)
     rows, before = TokenRows.of(stored), stored["before"]
-    found = score(Stepper(_loaded(form, folder, base), task), rows)
+    if form == "onnx":
+        graph = OnnxModel(folder)
+        found = score_of(rows, asking, lambda _, batch: graph.answers(batch, asking))
+    else:
+        found = score(_loaded(form, folder, base), asking, rows)
     if not bool(torch.isfinite(found.logits_NV).all()):
         raise mismatch("some of its answers are no numbers")
     difference = None
@@ -98,7 +103,9 @@ def measure(form: Form, folder: Path, *, base: Path, probe: Path) -> Measured:
         allowed = _TOLERANCE[form] * max(1.0, float(expected.abs().max()))
         if difference > allowed:
             raise mismatch(f"its answers differ by {difference:.3g}, more than {allowed:.3g}")
-    return Measured(difference, agreement(found.logits_NV, before), found.loss, found.accuracy)
+    change = float((found.logits_NV - before).abs().max())
+    same = agreement(asking, found.logits_NV, before)
+    return Measured(difference, change, same, found.loss, found.accuracy, found.metrics)
 
 
 def mismatch(why: str) -> TrainFailure:

@@ -27,8 +27,9 @@ def _vllm_rank(rank: int) -> int:
 
 
 def write_readme(folder: Path, report: dict[str, Any]) -> None:
+    graphs = sorted(path.name for path in folder.glob("*.onnx"))
     lines = [f"# {report['model']}", "", f"Exported by Fettle as {_words(report)}.", ""]
-    lines += ["## Use", "", *_use(report), ""]
+    lines += ["## Use", "", *_use(report, graphs), ""]
     lines += ["## Compared", "", *comparison(report), "", f"All of it: `{REPORT_FILE}`."]
     (folder / README_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -42,7 +43,7 @@ def _words(report: dict[str, Any]) -> str:
     return words
 
 
-def _use(report: dict[str, Any]) -> list[str]:
+def _use(report: dict[str, Any], files: list[str]) -> list[str]:
     lines: list[str] = []
     match report["format"]:
         case "gguf":
@@ -51,7 +52,9 @@ def _use(report: dict[str, Any]) -> list[str]:
                 f"Ollama: `ollama create NAME -f {MODELFILE}`",
             ]
         case "onnx":
-            lines.append("onnxruntime: `onnxruntime.InferenceSession('model.onnx')`")
+            for name in files:
+                lines.append(f"onnxruntime: `onnxruntime.InferenceSession('{name}')`")
+            lines.append("in a browser: onnxruntime-web, `ort.InferenceSession.create(URL of the file)`")
         case _:
             lines.append("transformers: load this folder; an adapter with PEFT, over its base.")
     if report["vllm"]:
@@ -70,10 +73,14 @@ def comparison(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"- largest difference of a logit to what was to be written: {after['max_abs_diff']:.2g}"
         )
+    lines.append(f"- largest difference of a logit to the tuned model: {after['max_abs_change']:.2g}")
     lines.append(f"- same answer as the tuned model at {after['agreement']:.1%} of the positions")
     if report["sample"] == "held_out":
         lines.append(f"- loss {before['loss']:.4f} before, {after['loss']:.4f} after")
         lines.append(f"- accuracy {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
+        for name, value in before["metrics"].items():
+            if name != "accuracy":
+                lines.append(f"- {name} {value:.4g} before, {after['metrics'][name]:.4g} after")
     if report["speed"] is not None:
         speed = report["speed"]
         lines.append(

@@ -2,8 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..collate import Batch, Collator
 from ..data import Tokeniser, TokenRows, load_dataset
+from ..joint import joint_loss
 from ..models import Loaded
 from ..spec import Task, read_spec
 from ..step import Stepper
+from ..tasks import Objective, objective_of
 
 _MOST_ROWS = 32
 _MOST_TOKENS = 512
 # Answers are kept as float32: 128 MB.
 _MOST_LOGITS = 2**25
+# Comparing weighs no classes: no rows are counted.
+_NONE, _START = torch.zeros(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+_NO_ROWS = TokenRows(_NONE, _START, _NONE, _START, _NONE, _NONE)
 _TEXTS = (
     "The invoice of last month is wrong: it lists two users, and we have one.",
     "How do I reset the password of an account that nobody uses any more?",
@@ -28,6 +34,39 @@ _TEXTS = (
     "A heap is a tree in which every parent is at least as large as its children.",
     "Please cancel my order and refund 49.90 to the card ending in 1234.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How rows become questions, and answers a loss: the same for every reader of a model. `target_mean`,
+    `target_std`: what a model of numbers learnt them by."""
+
+    task: Task
+    pad_id: int
+    start_id: int
+    pooling: str
+    target_mean: float = 0.0
+    target_std: float = 1.0
+    class_weights: str = "none"
+    beta: float = 0.1
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+
+    @classmethod
+    def of(cls, loaded: Loaded, facts: Mapping[str, Any]) -> "Asking":
+        """`facts`: what fettle.json says."""
+        target = facts.get("target") or {"mean": 0.0, "std": 1.0}
+        return cls(
+            facts["task"], loaded.pad_id, loaded.start_id, loaded.pooling, target["mean"], target["std"]
+        )
+
+    @property
+    def objective(self) -> Objective:
+        return objective_of(self.task).tuned(self, _NO_ROWS)
+
+    @property
+    def collate(self) -> Collator:
+        return Collator(self.task, packed=False, pad_id=self.pad_id, start_id=self.start_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +84,7 @@ class Score:
     logits_NV: Tensor
     loss: float
     accuracy: float
+    metrics: dict[str, float]
 
 
 def sample_of(
@@ -61,24 +101,42 @@ def sample_of(
     return Sample(_bounded(loaded, _tokenised(tokeniser, built_in, scratch), task), "built_in")
 
 
-def score(stepper: Stepper, rows: TokenRows) -> Score:
+def score(loaded: Loaded, asking: Asking, rows: TokenRows) -> Score:
+    """Of a model in memory."""
+    stepper = Stepper(loaded, asking.task)
+    return score_of(rows, asking, lambda row, _: stepper.answers(rows, [row]))
+
+
+def score_of(rows: TokenRows, asking: Asking, answers: Callable[[int, Batch], Tensor]) -> Score:
     """Row by row, so that no model sees padding that another does not."""
-    answers: list[Tensor] = []
-    total, correct, count = 0.0, 0, 0
+    objective, collate = asking.objective, asking.collate
+    scores = objective.scores()
+    found, batches = list[Tensor](), list[Batch]()
+    total, correct, losses, count = 0.0, 0, 0.0, 0
     for row in range(len(rows)):
-        logits = stepper.answers(rows, [row])
-        batch = stepper.collate(rows, [row])
-        loss = stepper.objective.loss(logits.clone(), batch, 0.0)
-        total += float(loss.total)
-        correct += loss.num_correct
-        count += batch.targets_N.numel()
-        answers.append(logits)
-    return Score(torch.cat(answers), total / count, correct / count)
+        batch = collate(rows, [row])
+        logits = answers(row, batch)
+        if objective.needs_reference:
+            # A model is compared with itself: nothing said before is taken off.
+            batch = replace(batch, reference=torch.zeros_like(objective.reference(logits, batch)))
+        found.append(logits)
+        batches.append(batch)
+        losses += objective.num_losses(batch)
+        count += objective.num_answers(batch)
+        scores.add(logits, batch)
+        if not objective.joint:
+            loss = objective.loss(logits.clone(), batch, 0.0)
+            total += float(loss.total)
+            correct += loss.num_correct
+    if objective.joint:
+        total, correct = joint_loss(torch.cat(found), batches, objective)
+    mean = total / losses
+    return Score(torch.cat(found), mean, correct / count, scores.metrics(mean))
 
 
-def agreement(one_NV: Tensor, other_NV: Tensor) -> float:
-    """Share of the positions at which both find the same answer most likely."""
-    return float((one_NV.argmax(-1) == other_NV.argmax(-1)).float().mean())
+def agreement(asking: Asking, one_NV: Tensor, other_NV: Tensor) -> float:
+    """Share of the answers that are the same."""
+    return float(asking.objective.same(one_NV, other_NV).float().mean())
 
 
 def _held_out(run: Path) -> Path | None:
@@ -107,7 +165,20 @@ def _bounded(loaded: Loaded, rows: TokenRows, task: Task) -> TokenRows:
 
 
 def _built_in(task: Task, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
-    pairs = list(zip(_TEXTS, (*_TEXTS[1:], _TEXTS[0]), strict=True))
-    if task == "classification":
-        return [{"text": text, "label": (labels or ("",))[0]} for text in _TEXTS]
-    return [{"prompt": text, "completion": following} for text, following in pairs]
+    """Each row has the fields of every task; of conversations and of plain texts only what is asked."""
+    label = (labels or ("",))[0]
+    rows: list[dict[str, Any]] = []
+    for text, other in zip(_TEXTS, (*_TEXTS[1:], _TEXTS[0]), strict=True):
+        if objective_of(task).needs_reference:
+            better, worse = ([{"role": "assistant", "content": words}] for words in (other, text))
+            messages = [{"role": "user", "content": text}]
+            rows.append({"messages": messages, "preferred": better, "non_preferred": worse})
+            continue
+        rows.append(
+            {
+                **{"text": text, "label": label, "labels": [label], "score": 0.0, "entities": []},
+                **{"prompt": text, "completion": other, "chosen_text": other, "rejected_text": text},
+                **{"question": other, "context": text, "answers": [], "anchor": text, "positive": other},
+            }
+        )
+    return rows

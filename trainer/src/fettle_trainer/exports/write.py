@@ -17,18 +17,19 @@ import torch
 
 from .. import adapter_kinds
 from ..adapters import LoraSettings
-from ..artefact import load_artefact, save_model, write_json, written_whole
+from ..artefact import load_artefact, save_model, write_json, write_pooling, written_whole
 from ..failure import TrainFailure
 from ..models import Loaded
 from ..spec import Task
-from ..step import Stepper
+from ..tasks import objective_of
 from .compare import GGUF_FILE, Form, Measured, measured_in_fresh_process, mismatch, write_probe
 from .gguf_model import GgufType, as_stored, check_gguf, write_gguf
 from .modelfile import modelfile
+from .onnx_model import OnnxModel, arrays_of, quantize_int8, require_onnx, write_onnx
 from .prune import prune
 from .readme import MODELFILE, REPORT_FILE, vllm_command, write_readme
 from .refusal import not_possible
-from .sample import Score, sample_of, score
+from .sample import Asking, Score, sample_of, score
 from .speed import Speed, compared
 
 QUANTIZATIONS: dict[Form, tuple[str, ...]] = {
@@ -87,6 +88,7 @@ class _Export:
         tell("loading the model")
         self._loaded = load_artefact(request.source, request.base, torch.float32)
         labels = self._facts["labels"]
+        self._asking = Asking.of(self._loaded, self._facts)
         # What is written for a while lies beside the export: who kills us takes that folder away.
         self._scratch = request.out.parent
         self._sample = sample_of(
@@ -108,7 +110,9 @@ class _Export:
             )
         if not 0 <= share < 1:
             raise TrainFailure("value_out_of_range", f"prune is {share}.", "Give a share from 0 to below 1.")
-        if form == "gguf" and self._task != "chat":
+        if form == "onnx":
+            require_onnx()
+        if form == "gguf" and objective_of(self._task).auto_class != "AutoModelForCausalLM":
             raise not_possible(form, f"llama.cpp writes text, and this model's task is {self._task}")
 
     def report(self) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class _Export:
         return report
 
     def _score(self, loaded: Loaded) -> Score:
-        return score(Stepper(loaded, self._task), self._sample.rows)
+        return score(loaded, self._asking, self._sample.rows)
 
     def _prune(self) -> None:
         self._tell("pruning")
@@ -152,15 +156,37 @@ class _Export:
                 shutil.copytree(request.source, folder, dirs_exist_ok=True)
             case "merged":
                 save_model(loaded.model, loaded.prompts.raw, folder)
+                if self._asking.objective.reads == "vectors":
+                    write_pooling(folder, loaded)
                 method = "merged" if loaded.adapter is not None else self._facts["method"]
                 write_json(folder / "fettle.json", {**self._facts, "method": method})
             case "gguf":
                 self._write_gguf(folder)
             case "onnx":
-                raise not_possible(
-                    "onnx", "onnx, onnxscript and onnxruntime are not part of this installation"
-                )
+                return self._write_onnx(folder)
         return self._score(loaded)
+
+    def _write_onnx(self, folder: Path) -> Score | None:
+        """int8: no exact answer is known, its loss of quality is what is told."""
+        loaded, reads = self._loaded, self._asking.objective.reads
+        loaded.prompts.raw.save_pretrained(str(folder))
+        loaded.model.config.save_pretrained(folder)
+        if reads == "vectors":
+            write_pooling(folder, loaded)
+        write_json(folder / "fettle.json", self._facts)
+        if reads == "vocabulary":
+            self._notes.append("No keys and values are kept: each call reads all that is written so far.")
+        if self._request.quantize is None:
+            write_onnx(loaded, folder, reads)
+            return self._score(loaded)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
+            write_onnx(loaded, Path(scratch), reads)
+            quantize_int8(Path(scratch), folder)
+            whole, small = OnnxModel(Path(scratch)), OnnxModel(folder)
+        self._notes.append(f"Its graphs take {small.bytes / whole.bytes:.0%} of their bytes in fp32.")
+        inputs = arrays_of(self._asking.collate(self._sample.rows, [0]))
+        self._speed = compared(lambda: whole.run(inputs), lambda: small.run(inputs))
+        return None
 
     def _write_gguf(self, folder: Path) -> None:
         quantize = cast("GgufType", self._request.quantize or "f16")
@@ -185,13 +211,14 @@ class _Export:
         request, loaded = self._request, self._loaded
         with tempfile.TemporaryDirectory(dir=self._scratch) as temporary:
             probe = Path(temporary) / "probe.safetensors"
-            write_probe(probe, self._sample, before=before, expected=expected, task=self._task)
+            write_probe(probe, self._sample, self._asking, before=before, expected=expected)
             after = self._measure(request.form, folder, base=request.base, probe=probe)
         adapter = loaded.adapter if request.form == "safetensors" else None
         lora = adapter if isinstance(adapter, LoraSettings) and not adapter.dora else None
         # vLLM takes no other adapters than those; merged, they are models like any other.
         is_known = adapter is None or lora is not None
-        is_served = self._task == "chat" and request.form in ("safetensors", "merged") and is_known
+        writes = objective_of(self._task).auto_class == "AutoModelForCausalLM"
+        is_served = writes and request.form in ("safetensors", "merged") and is_known
         vllm = vllm_command(
             name=request.name,
             base_name=str(self._facts["base_model"]),
@@ -206,12 +233,14 @@ class _Export:
             "sample": self._sample.source,
             "rows": len(self._sample.rows),
             "positions": before.logits_NV.shape[0],
-            "before": {"loss": before.loss, "accuracy": before.accuracy},
+            "before": {"loss": before.loss, "accuracy": before.accuracy, "metrics": before.metrics},
             "after": {
                 "max_abs_diff": after.difference,
+                "max_abs_change": after.change,
                 "agreement": after.agreement,
                 "loss": after.loss,
                 "accuracy": after.accuracy,
+                "metrics": after.metrics,
             },
             "speed": None if self._speed is None else asdict(self._speed),
             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

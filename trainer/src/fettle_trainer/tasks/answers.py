@@ -29,6 +29,7 @@ _START, _END, _CONTEXT = 1, 2, 4
 _LINE = 8
 # Longer answers are not looked for.
 MOST_ANSWER_TOKENS = 64
+_SAME = 0.1
 
 
 class Answers(Objective):
@@ -73,6 +74,10 @@ class Answers(Objective):
             )
             correct += int((found.argmax(dim=-1) == goals).all())
         return LossSum(total, correct)
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        """Scores of a token that change no span's odds by more than a tenth or so."""
+        return (one_NV - other_NV).abs().amax(dim=-1) < _SAME
 
     def scores(self) -> Scores:
         return _AnswerScores()

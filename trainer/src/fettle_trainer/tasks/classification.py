@@ -10,6 +10,7 @@ from torch.nn import functional
 from ..loss import LossSum
 from ..messages import PromptError
 from ..tensor_files import integers
+from .distillation import Teaching
 from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ class Classification(Objective):
     reads = "rows"
     has_head = True
 
-    def __init__(self, weights: Sequence[float] = ()) -> None:
+    def __init__(self, weights: Sequence[float] = (), teaching: Teaching | None = None) -> None:
         self._weights = torch.tensor(weights)
+        self._teaching = teaching or Teaching()
 
     def tuned(self, settings: Settings, rows: "TokenRows") -> "Classification":
-        return Classification(balanced(rows.labels) if settings.class_weights == "balanced" else ())
+        weights = balanced(rows.labels) if settings.class_weights == "balanced" else ()
+        return Classification(weights, Teaching.of(settings, rows))
 
     @property
     def weights(self) -> Sequence[float]:
@@ -64,6 +67,16 @@ class Classification(Objective):
         return float(self._padded(1 + int(targets.max()))[targets].double().sum())
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
+        """A row's weight is of what it teaches by its label and of what the teacher says of it."""
+        if not self._teaching.speaks(batch):
+            return self._hard(logits_NV, batch, smoothing)
+        soft_N = self._teaching.of_classes(logits_NV, batch)
+        if len(self._weights):
+            soft_N = soft_N * self._weights.to(soft_N.device)[batch.targets_N]
+        # The hard loss may destroy what it is given.
+        return self._teaching.mixed(self._hard(logits_NV.clone(), batch, smoothing), soft_N.sum())
+
+    def _hard(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
         if not len(self._weights):
             return super().loss(logits_NV, batch, smoothing)
         logits, targets = logits_NV.float(), batch.targets_N

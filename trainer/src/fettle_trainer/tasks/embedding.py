@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Inverse temperature, as sentence-transformers has it.
 SCALE = 20.0
 _ROWS_RANKED_AT_ONCE = 256
+_PARALLEL = 0.99
 
 
 class Embedding(Objective):
@@ -63,6 +64,10 @@ class Embedding(Objective):
         anchors_AE, candidates_CE = _sides(logits_NV, batch.targets_N)
         right_A = torch.arange(len(anchors_AE), device=logits_NV.device)
         return summed_cross_entropy(SCALE * (anchors_AE @ candidates_CE.t()), right_A, smoothing)
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        """Vectors as good as parallel."""
+        return functional.cosine_similarity(one_NV, other_NV, dim=-1) > _PARALLEL
 
     def scores(self) -> Scores:
         return _Retrieval()

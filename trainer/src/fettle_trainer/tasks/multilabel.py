@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..loss import LossSum
 from ..messages import PromptError
 from .classification import name_outputs
+from .distillation import Teaching
 from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class Multilabel(Objective):
     reads = "rows"
     has_head = True
 
-    def __init__(self, weights: Sequence[float] = ()) -> None:
+    def __init__(self, weights: Sequence[float] = (), teaching: Teaching | None = None) -> None:
         self._weights = torch.tensor(weights)
+        self._teaching = teaching or Teaching()
 
     def tuned(self, settings: Settings, rows: "TokenRows") -> "Multilabel":
-        return Multilabel(balanced(rows) if settings.class_weights == "balanced" else ())
+        weights = balanced(rows) if settings.class_weights == "balanced" else ()
+        return Multilabel(weights, Teaching.of(settings, rows))
 
     @property
     def weights(self) -> Sequence[float]:
@@ -80,7 +83,13 @@ class Multilabel(Objective):
             logits_NV.float(), goals_NV, reduction="sum", pos_weight=weights
         )
         right_N = ((logits_NV > 0) == targets_NV.bool()).all(dim=-1)
-        return LossSum(total, int(right_N.sum()))
+        hard = LossSum(total, int(right_N.sum()))
+        if not self._teaching.speaks(batch):
+            return hard
+        return self._teaching.mixed(hard, self._teaching.of_labels(logits_NV, batch).sum())
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return ((one_NV > 0) == (other_NV > 0)).all(dim=-1)
 
     def scores(self) -> Scores:
         return _LabelScores()
@@ -89,11 +98,14 @@ class Multilabel(Objective):
 def balanced(rows: "TokenRows") -> list[float]:
     """By label, what a row that has it counts, so that all which have it weigh as much as all which have not:
     at most a hundred times as much or as little, and 1 for a label of no row."""
-    count = int(rows.labels[0])
-    places = rows.aux_starts[:-1, None] + torch.arange(count)
-    have = rows.aux[places].double().sum(dim=0)
+    have = marks_of(rows).double().sum(dim=0)
     ratio = ((len(rows) - have) / have.clamp(min=1)).clamp(1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
     return [float(one) for one in torch.where(have > 0, ratio, 1.0)]
+
+
+def marks_of(rows: "TokenRows") -> Tensor:
+    """N x V, 1 where a row has a label."""
+    return rows.aux[rows.aux_starts[:-1, None] + torch.arange(int(rows.labels[0]))]
 
 
 class _LabelScores(Scores):

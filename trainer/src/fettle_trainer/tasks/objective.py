@@ -70,6 +70,10 @@ class Settings(Protocol):
     def target_std(self) -> float: ...
     @property
     def beta(self) -> float: ...
+    @property
+    def distill_weight(self) -> float: ...
+    @property
+    def distill_temperature(self) -> float: ...
 
 
 class Scores(ABC):
@@ -144,11 +148,15 @@ class Objective(ABC):
         raise NotImplementedError
 
     def reference(self, logits_NV: Tensor, batch: "Batch") -> Tensor:
-        """B x K: what is kept of the starting model's answers to the rows of a batch."""
-        raise NotImplementedError
+        """B x K: what is kept of another model's answers to the rows of a batch."""
+        return logits_NV
 
     @abstractmethod
     def scores(self) -> Scores: ...
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        """Which answers of two models to the same rows mean the same: here, the likeliest class does."""
+        return one_NV.argmax(dim=-1) == other_NV.argmax(dim=-1)
 
     def loss(self, logits_NV: Tensor, batch: "Batch", smoothing: float) -> LossSum:
         """Summed over the targets; the caller divides by `num_losses` of its window. May destroy the

@@ -73,6 +73,10 @@ class Ranking(Objective):
             losses = (1 - smoothing) * losses - smoothing * functional.logsigmoid(-margins)
         return LossSum(losses.sum(), int((margins > 0).sum()))
 
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        """Of a pair of texts: which is the better one."""
+        return (margins_of(one_NV) > 0) == (margins_of(other_NV) > 0)
+
     def scores(self) -> Scores:
         return _PairScores()
 

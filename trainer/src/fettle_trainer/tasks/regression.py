@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..loss import LossSum
 from ..messages import PromptError
+from .distillation import Teaching
 from .objective import Feed, Objective, RowReader, Scores, Settings, TokenRow, text_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # A guess counts as right within half a standard deviation of the training rows.
 _NEAR = 0.5
+# Two models give the same number within this part of it.
+_SAME = 0.05
 
 
 class Regression(Objective):
@@ -29,11 +32,12 @@ class Regression(Objective):
     reads = "rows"
     has_head = True
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, mean: float = 0.0, std: float = 1.0, teaching: Teaching | None = None) -> None:
         self._mean, self._std = mean, std
+        self._teaching = teaching or Teaching()
 
     def tuned(self, settings: Settings, rows: "TokenRows") -> "Regression":
-        return Regression(settings.target_mean, settings.target_std)
+        return Regression(settings.target_mean, settings.target_std, Teaching.of(settings, rows))
 
     def configure(self, config: Any, labels: Sequence[str] | None) -> None:
         config.num_labels = 1
@@ -62,7 +66,13 @@ class Regression(Objective):
         """Squared distance in standard deviations."""
         goals_N = ((batch.targets_N - self._mean) / self._std).float()
         apart_N = logits_NV[:, 0].float() - goals_N
-        return LossSum(apart_N.square().sum(), int((apart_N.abs() < _NEAR).sum()))
+        hard = LossSum(apart_N.square().sum(), int((apart_N.abs() < _NEAR).sum()))
+        if not self._teaching.speaks(batch):
+            return hard
+        return self._teaching.mixed(hard, self._teaching.of_numbers(logits_NV[:, 0], batch).sum())
+
+    def same(self, one_NV: Tensor, other_NV: Tensor) -> Tensor:
+        return (one_NV - other_NV)[:, 0].abs() < _SAME
 
     def scores(self) -> Scores:
         return _NumberScores(self._mean, self._std)

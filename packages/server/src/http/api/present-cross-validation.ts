@@ -20,6 +20,7 @@ export function crossValidationObject(
     finished_at: toSecondsOrNull(sweep.finishedAt),
     status: sweep.status,
     model: sweep.model,
+    teacher: sweep.request.teacher ?? null,
     training_file: sweep.trainingFile,
     hyperparameters: sweep.request.hyperparameters,
     folds,

@@ -30,6 +30,7 @@ export function sweepObject({ sweep, trials }: SweepView, now: number): SweepObj
     finished_at: toSecondsOrNull(sweep.finishedAt),
     status: sweep.status,
     model: sweep.model,
+    teacher: sweep.request.teacher ?? null,
     training_file: sweep.trainingFile,
     validation_file: sweep.validationFile,
     hyperparameters: sweep.request.hyperparameters,

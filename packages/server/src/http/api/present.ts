@@ -14,6 +14,7 @@ export function runObject(run: Run): RunObject {
     waiting: run.waiting,
     model: run.model,
     base_model: run.baseModel,
+    teacher: run.request.teacher ?? null,
     family: run.family,
     task: run.task ?? run.request.task,
     method: run.method ?? run.request.method,

@@ -81,7 +81,12 @@ export function jobObject(run: Run): JobObject {
         ? { type: "dpo", dpo: { hyperparameters: shown, ...(method !== null && { method }) } }
         : {
             type: "supervised",
-            supervised: { hyperparameters: shown, ...(method !== null && { method }), ...(task !== null && { task }) },
+            supervised: {
+              hyperparameters: shown,
+              ...(method !== null && { method }),
+              ...(task !== null && { task }),
+              ...(run.request.teacher !== undefined && { teacher: run.request.teacher }),
+            },
           },
     integrations: run.request.integrations as JobObject["integrations"],
     estimated_finish: toSecondsOrNull(run.etaAt),
