@@ -203,6 +203,30 @@ def test_the_whole_is_within_a_tenth_of_a_measured_peak(tmp_path: Path) -> None:
     assert sum(parts.values()) == pytest.approx(peak, rel=0.1)
 
 
+def test_the_first_step_uses_the_room_of_what_comes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_GAPS", 0.0)
+    monkeypatch.setattr(memory, "_PRODUCTS_FP32", 0.0)
+
+    def predicted(epochs: int, accumulation: int) -> Memory:
+        changes = {
+            "hyperparameters__num_train_epochs": epochs,
+            "hyperparameters__per_device_train_batch_size": 64 // accumulation,
+            "hyperparameters__gradient_accumulation_steps": accumulation,
+        }
+        return World(tmp_path / f"{epochs}-{accumulation}", "classification", "full", **changes).predicted()
+
+    once, again = predicted(1, 1), predicted(2, 1)
+    absent = once.gradients + once.moments
+    assert absent > 0.05 * again.activations
+    assert once.activations == pytest.approx(again.activations - absent, rel=0.001)
+    # The second half of a step is the one with the shorter rows: it finds gradients, and no moments.
+    once, again = predicted(1, 2), predicted(2, 2)
+    assert again.activations - absent <= once.activations * 1.02
+    assert once.activations < again.activations - once.moments
+
+
 def test_fewer_rows_at_once_take_less(tmp_path: Path) -> None:
     world = World(tmp_path, "chat", "lora")
     whole = world.predicted()

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -40,11 +40,13 @@ _LATER = 80e6
 # work, which keep little.
 _PRODUCTS, _PRODUCTS_FP32, _PRODUCTS_AFTER = 90e6, 11e6, 6
 # Measured: gaps between what a way back needs, as a part of it, and never more than so many.
-_GAPS, _MOST_GAPS = 0.6, 110e6
+_GAPS, _MOST_GAPS = 0.9, 170e6
 # As in kernels/head_loss.py.
 _PIECE, _PIECES_KEPT = 50 << 20, 200 << 20
 # Rows of the epochs that are looked through for the largest micro-batch: part of a second.
 _LOOKED_THROUGH = 50_000
+# The very first micro-batch, another of the first step, or a later one.
+_Turn = Literal["first", "first step", "later"]
 # Layers that our kernels join into one product, and so copy when they are trained.
 _JOINED = re.compile(r"(?:q_proj|k_proj|v_proj|query|key|value|SelfAttention\.[qkv]|EncDecAttention\.[kv])$")
 
@@ -131,23 +133,26 @@ def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) ->
     collate = Collator(
         work.task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
     )
-    training = [
-        (layers.bytes_of(batch), _learning_logits(loaded, work, len(batch.gather_N)))
-        for batch in (
-            collate(rows.train, chosen) for chosen in _largest(work, rows.train, by_length=not loaded.packed)
-        )
-    ]
-    activations, logits = max(training, key=sum)
+    gradients, moments = trained * _FLOAT, trained * _MOMENTS
+    widest = (0, 0, 0)
+    for turn, chosen in _largest(work, rows.train, by_length=not loaded.packed):
+        batch = collate(rows.train, chosen)
+        activations, logits = layers.bytes_of(batch), _learning_logits(loaded, work, len(batch.gather_N))
+        products = _products(work, activations + logits if any(layers.kept) else 0)
+        # What is not there yet leaves its room: moments in the first step, before it gradients and gaps too.
+        free = {"first": gradients + moments + products, "first step": moments, "later": 0}[turn]
+        widest = max(widest, (max(0, activations - free), logits, products), key=sum)
+    activations, logits, products = widest
     answered = _answering(loaded, work, rows.validation, layers=layers, collate=collate)
     return Memory(
         process=int(process_bytes + _LATER),
         weights=_weight_bytes(loaded, work.dtype),
-        gradients=trained * _FLOAT,
-        moments=trained * _MOMENTS,
+        gradients=gradients,
+        moments=moments,
         activations=activations,
         # An evaluation keeps no activations, and comes when those are gone.
         logits=max(logits, answered - activations),
-        products=_products(work, activations + logits if any(layers.kept) else 0),
+        products=products,
     )
 
 
@@ -157,20 +162,23 @@ def _products(work: Work, learning_bytes: int) -> int:
     return int(most * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * learning_bytes, _MOST_GAPS))
 
 
-def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[list[int]]:
-    """Micro-batches that may take most: those with the most tokens, and with the longest rows."""
+def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[tuple[_Turn, list[int]]]:
+    """Micro-batches that may take most: of each turn that of most tokens, and that of the longest rows."""
     lengths = rows.lengths
-    best: dict[int, tuple[int, list[int]]] = {}
+    best: dict[tuple[_Turn, int], tuple[int, list[int]]] = {}
     windows = Windows(work.spec, rows, work.plan.rows_per_step, by_length=by_length)
     epochs = work.plan.total_steps // work.plan.steps_per_epoch
+    turn: _Turn = "first"
     for epoch in range(min(epochs, max(1, _LOOKED_THROUGH // len(rows)))):
         for window in windows.of(epoch):
             for chosen in micro_batches(window, work.rows_per_batch):
                 for power in (1, 2):
                     size = sum(lengths[row] ** power for row in chosen)
-                    if size > best.get(power, (0, []))[0]:
-                        best[power] = size, chosen
-    return (chosen for _, chosen in best.values())
+                    if size > best.get((turn, power), (0, []))[0]:
+                        best[turn, power] = size, chosen
+                turn = "first step" if turn == "first" else turn
+            turn = "later"
+    return ((turn, chosen) for (turn, _), (_, chosen) in best.items())
 
 
 def _answering(loaded: Loaded, work: Work, rows: TokenRows, *, layers: Layers, collate: Collator) -> int:

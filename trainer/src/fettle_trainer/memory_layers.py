@@ -29,8 +29,9 @@ _FLOAT = 4
 # Per token, once: embeddings, tables of positions, and what one layer's way back takes while it runs. In
 # widths.
 _ONCE_WIDTHS = 34
-# Of ReLU, what it gives, which the next product keeps anyway; of another activation, its input too. Of our gate
-# (kernels/gate.py), its inputs and their product; of a model's own, the activation besides. In inner widths.
+# In inner widths. Of ReLU, what it gives, which the next product keeps anyway; of another activation, its
+# input too. Of our gate (kernels/gate.py), its inputs and their product; of a model's own, the activation
+# besides.
 _RELU, _ACTIVATION, _OUR_GATE, _OWN_GATE = 1, 2, 3, 4
 _LAYER = re.compile(r"(encoder|decoder)?\.?(?:layers|layer|block|blocks|h)\.(\d+)\.")
 # Where each norm follows what it norms, attention reads what the norm before keeps.
@@ -194,7 +195,8 @@ def _kept(loaded: Loaded, config: Any, *, pairs: bool) -> tuple[int, int]:
     if loaded.adapter is not None:
         return count, written
     parameters = list(cast("Iterator[tuple[str, nn.Parameter]]", loaded.model.named_parameters()))
-    first = next((place for place, (name, _) in enumerate(parameters) if _LAYER.search(name)), len(parameters))
+    inside = (place for place, (name, _) in enumerate(parameters) if _LAYER.search(name))
+    first = next(inside, len(parameters))
     # Embeddings come before layers; norms, poolers and heads behind.
     if any(parameter.requires_grad for _, parameter in parameters[:first]):
         return count, written

@@ -64,7 +64,7 @@ class Training:
     def run(self) -> None:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
         torch.set_num_threads(self._spec.runtime.num_threads)
-        self._check_ranks()
+        self._ranks.check(self._spec.task)
         try:
             self._start()
             early = self._train()
@@ -129,15 +129,6 @@ class Training:
         self._stepper = self._make_stepper()
 
     # ------------------------------------------------------------ start
-
-    def _check_ranks(self) -> None:
-        if objective_of(self._spec.task).joint and not self._ranks.alone:
-            raise TrainFailure(
-                "incompatible_method",
-                f"The task {self._spec.task} was started on {self._ranks.world} ranks: its rows are answers "
-                "to one another, so each rank would need those of all.",
-                "Start it as one process.",
-            )
 
     def _predicted(self, resident: int, resumed: Checkpoint | None) -> Memory | None:
         """None where it is another machine's memory, or shared out."""
