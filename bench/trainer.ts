@@ -18,7 +18,14 @@ import { ourPython, peersPython, root, run, say } from "./trainer/environment.js
 import { prepare } from "./trainer/prepare.js";
 import { runOurs, runPeer, type Setting } from "./trainer/sides.js";
 import { startLine } from "./trainer/start-row.js";
-import { lossDifference, median, type RunRecord, tokensPerSecond } from "./trainer/statistics.js";
+import {
+  heldOutDifference,
+  lossDifference,
+  lossesOf,
+  median,
+  type RunRecord,
+  tokensPerSecond,
+} from "./trainer/statistics.js";
 import { type Flags, hyperparametersOf, type Work, works } from "./trainer/works.js";
 
 interface Options {
@@ -38,8 +45,13 @@ interface Row {
   ratio: number;
   ratio_range: [number, number];
   rss_ratio: number;
-  loss_rel_diff: number | null;
+  /** The largest difference of any step or of the held-out loss, on the same batches with the same flags. */
+  loss_rel_diff: number;
+  /** Of the timed pairs: the peer may have seen the rows in an order of its own. */
+  held_out_rel_diff: number | null;
   same_batches: boolean;
+  /** Of each step, on the same batches. */
+  losses: { ours: number[]; peer: number[] };
   tokens_per_s: number;
   peer_tokens_per_s: number;
   rss_bytes: number;
@@ -61,6 +73,9 @@ interface Machine {
   memory_bytes: number;
   gflops: { float32: number; bfloat16: number };
 }
+
+/** The peer's flag that gives it our batches in our order: its file of rows lies in it. */
+const ourOrder = { train_sampling_strategy: "sequential" } as const;
 
 /** A processor without bfloat16 emulates it; below this share of the fp32 rate no flag can make up for it. */
 const hopelessShare = 1 / 4;
@@ -103,7 +118,7 @@ const ratedFrom = (work: Work, { steps }: RunRecord): number =>
 
 async function compare({ setting, python, kind, flags }: Comparison, pairs: number, machine: Machine): Promise<Row> {
   const { work } = setting;
-  const sameBatches = flags["train_sampling_strategy"] === "sequential";
+  const sameBatches = flags["train_sampling_strategy"] === ourOrder.train_sampling_strategy;
   const [ours, peers]: [RunRecord[], RunRecord[]] = [[], []];
   const differences: number[] = [];
   for (let pair = 0; pair < pairs; pair += 1) {
@@ -113,12 +128,16 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     ];
     ours.push(mine);
     peers.push(theirs);
-    const difference = lossDifference(mine, theirs, sameBatches);
+    const difference = heldOutDifference(mine, theirs);
     if (difference !== null) differences.push(difference);
     say(
-      `  ${work.name}, ${kind}, pair ${pair + 1}: ${tokensPerSecond(mine, ratedFrom(work, mine)).toFixed(0)} and ${tokensPerSecond(theirs, ratedFrom(work, theirs)).toFixed(0)} tokens/s, losses ${difference === null ? "not compared" : `within ${(100 * difference).toFixed(3)} %`}`,
+      `  ${work.name}, ${kind}, pair ${pair + 1}: ${tokensPerSecond(mine, ratedFrom(work, mine)).toFixed(0)} and ${tokensPerSecond(theirs, ratedFrom(work, theirs)).toFixed(0)} tokens/s, held-out losses ${difference === null ? "not compared" : `within ${(100 * difference).toFixed(3)} %`}`,
     );
   }
+  // Not timed: the peer with the same flags on our batches in our order, so that each step can be compared.
+  const matched = sameBatches
+    ? (peers[0] as RunRecord)
+    : await runPeer(setting, { python, flags: { ...flags, ...ourOrder }, maxSteps: 0, evaluate: true });
   const rateOf = (one: RunRecord): number => tokensPerSecond(one, ratedFrom(work, one));
   const ratios = ours.map((mine, index) => rateOf(mine) / rateOf(peers[index] as RunRecord));
   const of = (records: RunRecord[], figure: (one: RunRecord) => number): number => median(records.map(figure));
@@ -133,8 +152,10 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     ratio: median(ratios),
     ratio_range: [Math.min(...ratios), Math.max(...ratios)],
     rss_ratio: of(ours, (one) => one.peakRssBytes) / of(peers, (one) => one.peakRssBytes),
-    loss_rel_diff: differences.length === 0 ? null : Math.max(...differences),
+    loss_rel_diff: lossDifference(ours[0] as RunRecord, matched, hyperparametersOf(work).num_train_epochs),
+    held_out_rel_diff: differences.length === 0 ? null : Math.max(...differences),
     same_batches: sameBatches,
+    losses: { ours: lossesOf(ours[0] as RunRecord), peer: lossesOf(matched) },
     tokens_per_s: rate,
     peer_tokens_per_s: of(peers, rateOf),
     rss_bytes: of(ours, (one) => one.peakRssBytes),
@@ -158,7 +179,7 @@ async function rowsOf(side: Side, options: Options, machine: Machine): Promise<R
     rows.push(await compare({ ...side, kind, flags }, options.pairs, machine));
     // No flag of the peer's gives it these: what is left to differ is the engine, and losses step by step.
     if (kind === "best" && work.byLength && work.ratedFrom === "step") {
-      const given = { ...flags, train_sampling_strategy: "sequential" };
+      const given = { ...flags, ...ourOrder };
       rows.push(await compare({ ...side, kind, flags: given }, options.pairs, machine));
     }
   }
@@ -184,7 +205,7 @@ function print(rows: Row[], machine: Machine): void {
     console.log(
       `${row.work} (${row.rows}) against ${row.peer} (${row.peer_flags}${row.same_batches ? ", our batches" : ""}): ${row.ratio.toFixed(2)}x [${row.ratio_range.map((one) => one.toFixed(2)).join("-")}], ` +
         `${row.tokens_per_s.toFixed(0)} and ${row.peer_tokens_per_s.toFixed(0)} tokens/s, memory ${row.rss_ratio.toFixed(2)}x, ` +
-        `first step ${row.first_step_s.toFixed(1)} and ${row.peer_first_step_s.toFixed(1)} s, losses within ${row.loss_rel_diff === null ? "?" : (100 * row.loss_rel_diff).toFixed(3)} %`,
+        `first step ${row.first_step_s.toFixed(1)} and ${row.peer_first_step_s.toFixed(1)} s, losses within ${(100 * row.loss_rel_diff).toFixed(3)} %`,
     );
 }
 

@@ -37,22 +37,27 @@ export function tokensPerSecond({ steps }: RunRecord, from = 0): number {
 
 const relative = (ours: number, theirs: number): number => Math.abs(ours - theirs) / Math.abs(theirs);
 
+export const lossesOf = ({ steps }: RunRecord): number[] => steps.map((step) => step.loss);
+
+/** Of the losses on held-out rows, as a part of the peer's; null when they were not asked for. */
+export function heldOutDifference(ours: RunRecord, peer: RunRecord): number | null {
+  if (ours.heldOutLoss === null || peer.heldOutLoss === null) return null;
+  return relative(ours.heldOutLoss, peer.heldOutLoss);
+}
+
 /**
- * How far the losses are apart, as a part of the peer's. On the same batches: the largest difference of any step or
- * of the held-out loss. On batches of another order only the held-out loss can be compared.
+ * On the same batches: the largest difference of any step or of the held-out loss, as a part of the peer's. Of several
+ * epochs only the first has the same batches, so its steps alone are compared.
  */
-export function lossDifference(ours: RunRecord, peer: RunRecord, sameBatches: boolean): number | null {
-  const differences: number[] = [];
-  if (ours.heldOutLoss !== null && peer.heldOutLoss !== null)
-    differences.push(relative(ours.heldOutLoss, peer.heldOutLoss));
-  if (sameBatches)
-    for (const [index, step] of ours.steps.entries()) {
-      const other = peer.steps[index];
-      if (other === undefined || other.numTokens !== step.numTokens)
-        throw new Error(
-          `step ${step.step}: the peer read ${other?.numTokens ?? "no"} tokens so far, ours ${step.numTokens}: not the same batches`,
-        );
-      differences.push(relative(step.loss, other.loss));
-    }
-  return differences.length === 0 ? null : Math.max(...differences);
+export function lossDifference(ours: RunRecord, peer: RunRecord, epochs = 1): number {
+  const differences = [epochs === 1 ? (heldOutDifference(ours, peer) ?? 0) : 0];
+  for (const [index, step] of ours.steps.slice(0, ours.steps.length / epochs).entries()) {
+    const other = peer.steps[index];
+    if (other === undefined || other.numTokens !== step.numTokens)
+      throw new Error(
+        `step ${step.step}: the peer read ${other?.numTokens ?? "no"} tokens so far, ours ${step.numTokens}: not the same batches`,
+      );
+    differences.push(relative(step.loss, other.loss));
+  }
+  return Math.max(...differences);
 }

@@ -18,7 +18,7 @@ from torch.nn import functional
 IMPLEMENTATION = "fettle_segments"
 
 # Tokens of a micro-batch come in multiples of this where layers are our own.
-TOKENS_TOGETHER = 64
+TOKENS_TOGETHER = 32
 
 _lengths: tuple[int, ...] | None = None
 _target_lengths: tuple[int, ...] | None = None

@@ -171,7 +171,7 @@ def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
         if heads.dropout:
             kept.append(_dropout_mask(weight, heads.dropout))
             weight = weight * kept[-1]
-        target[:, asked] = torch.bmm(weight, part.value[:, block.low : block.high])
+        torch.bmm(weight, part.value[:, block.low : block.high], out=target[:, asked])
     return kept
 
 
@@ -213,12 +213,12 @@ class _Back:
                     apart.sum(dim=0) if len(apart) > 1 else apart[0]
                 )
             torch.bmm(scores, part.key[:, seen], out=to.query[:, asked])
+            if whole and block.low == 0 and block.high == part.key_length:
+                torch.bmm(scores.transpose(1, 2), part.query[:, asked], out=to.key)
+                torch.bmm(used.transpose(1, 2), grad[:, asked], out=to.value)
+                continue
             to_key = torch.bmm(scores.transpose(1, 2), part.query[:, asked])
             to_value = torch.bmm(used.transpose(1, 2), grad[:, asked])
-            if whole and block.low == 0 and block.high == part.key_length:
-                to.key.copy_(to_key)
-                to.value.copy_(to_value)
-                continue
             if whole:
                 to.key.zero_()
                 to.value.zero_()

@@ -56,9 +56,9 @@ class _Layer:
         self._query_key_value = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self._out = Projection([attention.o_proj], dtype)
         # Not joined: a product this wide is slower than two.
-        self._gate, self._up = Projection([mlp.gate_proj], dtype), Projection([mlp.up_proj], dtype)
+        self._gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, apart=True)
         self._down = Projection([mlp.down_proj], dtype)
-        self.projections = [self._query_key_value, self._out, self._gate, self._up, self._down]
+        self.projections = [self._query_key_value, self._out, self._gate_up, self._down]
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._query_norm, self._key_norm = (None if one is None else Norm(one, dtype) for one in norms)
 
@@ -71,8 +71,8 @@ class _Layer:
             if reads is not None:
                 x_TE, seen = x_TE.index_select(0, reads), seen.index_select(0, reads)
             x_TE = x_TE + self._out(seen)
-            between_TE = self._between(x_TE)
-            x_TE = x_TE + self._down(swiglu(self._gate(between_TE), self._up(between_TE)))
+            gate_TF, up_TF = self._gate_up.each(self._between(x_TE))
+            x_TE = x_TE + self._down(swiglu(gate_TF, up_TF))
             return x_TE[None]
 
     def _normed(self, qkv: Tensor) -> Tensor:

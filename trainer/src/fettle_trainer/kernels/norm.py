@@ -13,7 +13,7 @@ from torch.nn import functional
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        inverse_T1 = x_TE.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_TE, weight_E, inverse_T1)
         return (x_TE * inverse_T1).mul_(weight_E).to(dtype)
 

@@ -1,12 +1,14 @@
-"""Linear layers that read one input, as one matrix product: query, key and value; gate and up.
+"""Linear layers that read one input, together: query, key and value; gate and up.
 
-    y = x W^T + b + (x A^T) (s B)^T         W: layers one below the other, A: adapters likewise, B: block
+    y = x W^T + b + s (x A^T) B^T         W: layers one below the other, A: adapters likewise, B: block
     diagonal
 
 Frozen weights are held once, in the type of the products; each layer's own weight becomes a view of them.
-Trained weights stay in fp32, and a copy in the type of the products is renewed after each optimiser step.
+What is trained stays in fp32, and a copy in the type of the products is renewed after each optimiser step.
+Gradients go into `grad` past autograd, where they lie in one place for good: new memory each step costs
+more than the sums.
 
-Legend: T tokens, I inputs, O outputs of all layers together, R ranks of all adapters together.
+Legend: T tokens, I inputs, O outputs of a product, R ranks of all adapters together, r of a product's.
 """
 
 from collections.abc import Sequence
@@ -19,173 +21,235 @@ from torch.nn import functional
 from ..adapters import LoraLinear
 
 
-class _Base:
-    """A layer's own weight and bias, typed as what they may be."""
+class _Layer:
+    """A layer's own weight and bias, typed as what they may be, and its adapter."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.weight = layer.weight
-        self.bias = cast("nn.Parameter | None", layer.bias)
+    def __init__(self, layer: nn.Module) -> None:
+        self.adapter = layer if isinstance(layer, LoraLinear) else None
+        base = cast("nn.Linear", layer.base if isinstance(layer, LoraLinear) else layer)
+        self.weight = base.weight
+        self.bias = cast("nn.Parameter | None", base.bias)
+        self.rank = 0 if self.adapter is None else int(self.adapter.lora_A.shape[0])
+
+
+class _Gradient:
+    """The first after a refresh replaces what was there, others are added."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self.is_fresh = True
+
+    def add(self, part: Tensor, factor: Tensor | None = None) -> Tensor:
+        if self._sum is None:
+            self._sum = torch.empty(part.shape, dtype=torch.float32, device=part.device)
+        if self.is_fresh:
+            self._sum.copy_(part)
+            if factor is not None:
+                self._sum *= factor
+        else:
+            self._sum += part if factor is None else part.float() * factor
+        self.is_fresh = False
+        return self._sum
+
+
+class _Product:
+    """One product: layers one below the other."""
+
+    def __init__(self, layers: Sequence[_Layer], dtype: torch.dtype) -> None:
+        self._layers = layers
+        self.sizes = [int(one.weight.shape[0]) for one in layers]
+        self.rank = sum(one.rank for one in layers)
+        self.trains_weight = any(one.weight.requires_grad for one in layers)
+        self.trains_bias = any(one.bias is not None and one.bias.requires_grad for one in layers)
+        self.weight, self.bias = _joined(layers, dtype, keep=self.trains_weight)
+        self.up = torch.zeros(sum(self.sizes), self.rank, dtype=dtype, device=self.weight.device)
+        self.gradients = [_Gradient() for _ in range(2 + len(layers))]
+
+    def blocks(self, of_OR: Tensor) -> list[tuple[LoraLinear, Tensor]]:
+        """Each adapter and its block on the diagonal."""
+        found: list[tuple[LoraLinear, Tensor]] = []
+        row = column = 0
+        for size, one in zip(self.sizes, self._layers, strict=True):
+            if one.adapter is not None:
+                found.append((one.adapter, of_OR[row : row + size, column : column + one.rank]))
+            row, column = row + size, column + one.rank
+        return found
+
+    def copies(self) -> list[tuple[Tensor, Tensor]]:
+        """What follows a trained tensor, and that tensor."""
+        found = [(block, one.lora_B.detach()) for one, block in self.blocks(self.up)]
+        if self.trains_weight:
+            parts = torch.split(self.weight, self.sizes)
+            found += [(part, one.weight.detach()) for part, one in zip(parts, self._layers, strict=True)]
+        if self.trains_bias and self.bias is not None:
+            for part, one in zip(torch.split(self.bias, self.sizes), self._layers, strict=True):
+                found += [] if one.bias is None else [(part, one.bias.detach())]
+        return found
+
+    def take(self, grad_TO: Tensor, x_TI: Tensor) -> None:
+        if self.trains_weight:
+            self.take_weight(torch.mm(grad_TO.t(), x_TI))
+        if self.trains_bias:
+            whole = self.gradients[1].add(grad_TO.sum(dim=0, dtype=torch.float32))
+            for part, one in zip(torch.split(whole, self.sizes), self._layers, strict=True):
+                _give(one.bias, part)
+
+    def take_weight(self, grad_OI: Tensor, factor: Tensor | None = None) -> None:
+        whole = self.gradients[0].add(grad_OI, factor)
+        for part, one in zip(torch.split(whole, self.sizes), self._layers, strict=True):
+            _give(one.weight, part)
+
+    def take_up(self, grad_rO: Tensor) -> None:
+        blocks = self.blocks(grad_rO.t())
+        for (one, block), gradient in zip(blocks, self.gradients[2 : 2 + len(blocks)], strict=True):
+            _give(one.lora_B, gradient.add(block))
 
 
 class Projection:
-    """`layers`: nn.Linear, or LoRA over one, all with the same input. Callable: T x I to T x O."""
+    """`layers`: nn.Linear, or LoRA over one, all with the same input. `apart`: a product for each, where one
+    for all is too wide to be fast; adapters are joined all the same."""
 
-    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._adapters = [layer if isinstance(layer, LoraLinear) else None for layer in layers]
-        self._bases = [
-            _Base(cast("nn.Linear", layer.base if isinstance(layer, LoraLinear) else layer))
-            for layer in layers
-        ]
-        self.sizes = [int(base.weight.shape[0]) for base in self._bases]
-        self.trains_weight = any(base.weight.requires_grad for base in self._bases)
-        self.trains_bias = any(base.bias is not None and base.bias.requires_grad for base in self._bases)
-        self.scales = [0.0 if one is None else one.scale for one in self._adapters]
-        self.ranks = [0 if one is None else int(one.lora_A.shape[0]) for one in self._adapters]
-        self._weight, self._bias = self._joined()
-        # The weight's gradient lies in one place for good: new memory each step costs more than the sums.
-        self._gradient: Tensor | None = None
-        self._is_fresh = True
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype, *, apart: bool = False) -> None:
+        own = [_Layer(layer) for layer in layers]
+        self.products = [_Product([one], dtype) for one in own] if apart else [_Product(own, dtype)]
+        self.adapters = [one.adapter for one in own if one.adapter is not None]
+        self.ranks = [one.rank for one in own if one.adapter is not None]
+        weight = self.products[0].weight
+        self.down = torch.zeros(sum(self.ranks), weight.shape[1], dtype=dtype, device=weight.device)
+        self.scale = _scale(self.adapters, self.ranks, self.down)
+        self._down_gradient = _Gradient()
+        self._copies = [copy for product in self.products for copy in product.copies()]
+        parts = torch.split(self.down, self.ranks)
+        self._copies += [(part, one.lora_A.detach()) for part, one in zip(parts, self.adapters, strict=True)]
+        # What makes the output part of the graph, as nothing that is trained is seen by autograd.
+        trained = bool(self.adapters) or any(one.trains_weight or one.trains_bias for one in self.products)
+        self._anchor = torch.zeros((), device=weight.device, requires_grad=True) if trained else None
+        self.refresh()
+
+    @property
+    def sizes(self) -> list[int]:
+        return self.products[0].sizes
+
+    @property
+    def trains_weight(self) -> bool:
+        return self.products[0].trains_weight
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        # apply() is untyped in torch's stubs.
-        return cast("Tensor", _Product.apply(x_TI, self, *self.parameters()))  # pyright: ignore[reportUnknownMemberType]
+        """T x O of the one product."""
+        return self.each(x_TI)[0]
 
-    def parameters(self) -> list[Tensor | None]:
-        """What may be trained: weight, bias, A and B of each layer in turn; None where there is none."""
-        found: list[Tensor | None] = []
-        for base, one in zip(self._bases, self._adapters, strict=True):
-            found += [base.weight, base.bias, one and one.lora_A, one and one.lora_B]
-        return found
+    def each(self, x_TI: Tensor) -> tuple[Tensor, ...]:
+        """T x O of each product."""
+        # apply() is untyped in torch's stubs.
+        return cast("tuple[Tensor, ...]", _Products.apply(x_TI, self, self._anchor))  # pyright: ignore[reportUnknownMemberType]
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """O x I and O, in the type of the products."""
-        return self._weight, self._bias
+        """O x I and O of the one product, in its type."""
+        return self.products[0].weight, self.products[0].bias
 
-    def down_and_up(self) -> tuple[Tensor, Tensor] | None:
-        """R x I and O x R, the scale included; None without adapters."""
-        if not any(self.ranks):
-            return None
-        present = [one for one in self._adapters if one is not None]
-        down = torch.cat([one.lora_A.detach() for one in present]).to(self._dtype)
-        up = torch.zeros(sum(self.sizes), sum(self.ranks), dtype=self._dtype, device=down.device)
-        row = column = 0
-        for size, rank, one in zip(self.sizes, self.ranks, self._adapters, strict=True):
-            if one is not None:
-                torch.mul(one.lora_B.detach(), one.scale, out=up[row : row + size, column : column + rank])
-            row, column = row + size, column + rank
-        return down, up
+    def take_gradient(self, grad_OI: Tensor, factor: Tensor) -> None:
+        """Into the weights' `grad` of the one product."""
+        self.products[0].take_weight(grad_OI, factor)
 
-    @torch.no_grad()
-    def _joined(self) -> tuple[Tensor, Tensor | None]:
-        first = self._bases[0]
-        if len(self._bases) == 1 and first.weight.dtype == self._dtype:
-            return first.weight.detach(), None if first.bias is None else first.bias.detach()
-        weight = torch.cat([base.weight.to(self._dtype) for base in self._bases])
-        bias = None
-        if any(base.bias is not None for base in self._bases):
-            device = first.weight.device
-            none = [torch.zeros(size, dtype=self._dtype, device=device) for size in self.sizes]
-            bias = torch.cat(
-                [
-                    zero if base.bias is None else base.bias.to(self._dtype)
-                    for base, zero in zip(self._bases, none, strict=True)
-                ]
-            )
-        if not self.trains_weight:
-            for base, part in zip(self._bases, torch.split(weight, self.sizes), strict=True):
-                if base.weight.dtype == self._dtype:
-                    base.weight.data = part
-        return weight, bias
+    def take_down(self, grad_RI: Tensor) -> None:
+        whole = self._down_gradient.add(grad_RI)
+        for part, one in zip(torch.split(whole, self.ranks), self.adapters, strict=True):
+            _give(one.lora_A, part)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes over what an optimiser did. Asked for, not noticed: fused AdamW does not count versions."""
-        self._is_fresh = True
-        if not (self.trains_weight or self.trains_bias):
-            return
-        bias: Sequence[Tensor | None] = [None] * len(self._bases)
-        if self._bias is not None:
-            bias = torch.split(self._bias, self.sizes)
-        for base, part, offset in zip(self._bases, torch.split(self._weight, self.sizes), bias, strict=True):
-            if part.data_ptr() != base.weight.data_ptr():
-                part.copy_(base.weight)
-            if offset is not None and base.bias is not None and offset.data_ptr() != base.bias.data_ptr():
-                offset.copy_(base.bias)
-
-    def take_gradient(self, grad_OI: Tensor, factor: Tensor | None = None) -> None:
-        """Into the weights' `grad`, past autograd. The first after `refresh` replaces what was there."""
-        if self._gradient is None:
-            self._gradient = torch.empty(grad_OI.shape, dtype=torch.float32, device=grad_OI.device)
-        if self._is_fresh:
-            self._gradient.copy_(grad_OI)
-            if factor is not None:
-                self._gradient *= factor
-        else:
-            self._gradient += grad_OI if factor is None else grad_OI.float() * factor
-        self._is_fresh = False
-        for base, part in zip(self._bases, torch.split(self._gradient, self.sizes), strict=True):
-            if base.weight.requires_grad:
-                base.weight.grad = part
+        self._down_gradient.is_fresh = True
+        for product in self.products:
+            for gradient in product.gradients:
+                gradient.is_fresh = True
+        stale = [(copy, own) for copy, own in self._copies if copy.data_ptr() != own.data_ptr()]
+        if stale:
+            copies, own = zip(*stale, strict=True)
+            # Public in all but name: what torch's own optimisers copy lists with.
+            torch._foreach_copy_(copies, own)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
-class _Product(torch.autograd.Function):
-    """Keeps x, and x A^T where there are adapters; nothing else."""
+class _Products(torch.autograd.Function):
+    """Keeps x, and s x A^T where there are adapters; nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, projection: Projection, *_: Tensor | None) -> Tensor:
-        weight_OI, bias = projection.weight_and_bias()
-        y_TO = functional.linear(x_TI, weight_OI, bias)
-        adapter = projection.down_and_up()
+    def forward(ctx: Any, x_TI: Tensor, projection: Projection, _: Tensor | None) -> tuple[Tensor, ...]:
+        products = projection.products
+        found = tuple(functional.linear(x_TI, one.weight, one.bias) for one in products)
+        kept = [x_TI, projection.down, *(one.weight for one in products), *(one.up for one in products)]
+        if projection.adapters:
+            low_TR = torch.mm(x_TI, projection.down.t()).mul_(projection.scale)
+            kept.append(low_TR)
+            for y_TO, one, low_Tr in zip(found, products, _columns(low_TR, products), strict=True):
+                y_TO.addmm_(low_Tr, one.up.t())
         ctx.projection = projection
-        if adapter is None:
-            ctx.save_for_backward(x_TI, weight_OI)
-            return y_TO
-        down_RI, up_OR = adapter
-        low_TR = torch.mm(x_TI, down_RI.t())
-        ctx.save_for_backward(x_TI, weight_OI, low_TR, down_RI, up_OR)
-        return y_TO.addmm_(low_TR, up_OR.t())
+        ctx.save_for_backward(*kept)
+        return found
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         projection = cast("Projection", ctx.projection)
-        x_TI, weight_OI, *adapter = cast("tuple[Tensor, ...]", ctx.saved_tensors)
-        grad_TO = gradients[0]
-        grad_x = torch.mm(grad_TO, weight_OI) if ctx.needs_input_grad[0] else None
-        parts = [[None, None, None, None] for _ in projection.sizes]
-        if projection.trains_weight:
-            projection.take_gradient(torch.mm(grad_TO.t(), x_TI))
-        if projection.trains_bias:
-            _put(parts, 1, torch.split(_column_sums(grad_TO), projection.sizes))
-        if adapter:
-            low_TR, down_RI, up_OR = adapter
-            grad_low = torch.mm(grad_TO, up_OR)
+        products = projection.products
+        x_TI, down_RI, *rest = cast("tuple[Tensor, ...]", ctx.saved_tensors)
+        weights, ups, low = (
+            rest[: len(products)],
+            rest[len(products) : 2 * len(products)],
+            rest[2 * len(products) :],
+        )
+        grad_x: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.mm(gradients[0], weights[0])
+            for grad_TO, weight_OI in zip(gradients[1:], weights[1:], strict=True):
+                grad_x.addmm_(grad_TO, weight_OI)
+        for one, grad_TO in zip(products, gradients, strict=True):
+            one.take(grad_TO, x_TI)
+        for low_TR in low:
+            parts = [torch.mm(grad_TO, up_Or) for grad_TO, up_Or in zip(gradients, ups, strict=True)]
+            grad_low = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(projection.scale)
             if grad_x is not None:
                 grad_x.addmm_(grad_low, down_RI)
-            _put(parts, 2, torch.split(torch.mm(grad_low.t(), x_TI).float(), projection.ranks))
-            _put(parts, 3, _blocks(projection, torch.mm(low_TR.t(), grad_TO)))
-        flat = [part for four in parts for part in four]
-        needed = [part if need else None for part, need in zip(flat, ctx.needs_input_grad[2:], strict=True)]
-        return (grad_x, None, *needed)
+            projection.take_down(torch.mm(grad_low.t(), x_TI))
+            for one, grad_TO, low_Tr in zip(products, gradients, _columns(low_TR, products), strict=True):
+                one.take_up(torch.mm(low_Tr.t(), grad_TO))
+        return grad_x, None, None
 
 
-def _put(parts: list[list[Any]], place: int, tensors: Sequence[Tensor]) -> None:
-    for four, tensor in zip(parts, tensors, strict=True):
-        four[place] = tensor
+def _columns(low_TR: Tensor, products: Sequence[_Product]) -> tuple[Tensor, ...]:
+    return torch.split(low_TR, [one.rank for one in products], dim=1)
 
 
-def _blocks(projection: Projection, grad_RO: Tensor) -> list[Tensor]:
-    """Gradient of each B, out x r: the blocks on the diagonal."""
-    found: list[Tensor] = []
-    row = column = 0
-    for size, rank, scale in zip(projection.sizes, projection.ranks, projection.scales, strict=True):
-        found.append(grad_RO[row : row + rank, column : column + size].t().float() * scale)
-        row, column = row + rank, column + size
-    return found
+def _give(parameter: Tensor | None, gradient: Tensor) -> None:
+    if parameter is not None and parameter.requires_grad:
+        parameter.grad = gradient
 
 
-def _column_sums(grad_TO: Tensor) -> Tensor:
-    return grad_TO.sum(dim=0, dtype=torch.float32)
+def _scale(adapters: Sequence[LoraLinear], ranks: Sequence[int], like: Tensor) -> float | Tensor:
+    """Of the columns of x A^T: one number where all are alike."""
+    scales = [one.scale for one in adapters]
+    if len(set(scales)) <= 1:
+        return scales[0] if scales else 1.0
+    wide = [scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
+    return torch.tensor(wide, dtype=like.dtype, device=like.device)
+
+
+@torch.no_grad()
+def _joined(layers: Sequence[_Layer], dtype: torch.dtype, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """`keep`: the layers' own weights stay where they are."""
+    first = layers[0]
+    if len(layers) == 1 and first.weight.dtype == dtype:
+        return first.weight.detach(), None if first.bias is None else first.bias.detach()
+    weight = torch.cat([one.weight.to(dtype) for one in layers])
+    bias = None
+    if any(one.bias is not None for one in layers):
+        bias = torch.cat(
+            [weight.new_zeros(len(one.weight)) if one.bias is None else one.bias.to(dtype) for one in layers]
+        )
+    if not keep:
+        for one, part in zip(layers, torch.split(weight, [len(one.weight) for one in layers]), strict=True):
+            if one.weight.dtype == dtype:
+                one.weight.data = part
+    return weight, bias
 
 
 def has_plain_head(model: Any) -> bool:

@@ -69,16 +69,17 @@ class _FeedForward:
         dense = layer.DenseReluDense
         self._norm = Norm(layer.layer_norm, dtype)
         names = ("wi_0", "wi_1") if hasattr(dense, "wi_0") else ("wi",)
-        self._wide = [Projection([getattr(dense, name)], dtype) for name in names]
+        self._wide = Projection([getattr(dense, name) for name in names], dtype, apart=True)
         self._narrow = Projection([dense.wo], dtype)
         self._activation, self._inside, self._dropout = dense.act, dense.dropout, layer.dropout
-        self.projections = [*self._wide, self._narrow]
+        self.projections = [self._wide, self._narrow]
 
     def __call__(self, x_TE: Tensor) -> Tensor:
         normed = self._norm(x_TE)
-        wide = self._activation(self._wide[0](normed))
-        if len(self._wide) > 1:
-            wide = wide * self._wide[1](normed)
+        wide, *rest = self._wide.each(normed)
+        wide = self._activation(wide)
+        for other in rest:
+            wide = wide * other
         return self._dropout(self._narrow(self._inside(wide)))
 
 
