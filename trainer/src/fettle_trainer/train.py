@@ -456,6 +456,7 @@ class Training:
             train_seconds=progress.train_seconds,
             early_stopped=early,
         )
+        self._heartbeat.end()
         self._log.write("verified", max_abs_diff=difference)
 
     def _forget_model(self) -> None:
