@@ -30,9 +30,8 @@ _FLOAT = 4
 # widths.
 _ONCE_WIDTHS = 34
 # In inner widths. Of ReLU, what it gives, which the next product keeps anyway; of another activation, its
-# input too. Of our gate (kernels/gate.py), its inputs and their product; of a model's own, the activation
-# besides.
-_RELU, _ACTIVATION, _OUR_GATE, _OWN_GATE = 1, 2, 3, 4
+# input too; of a gate (kernels/gate.py, or a model's own), its inputs, the activation and their product.
+_RELU, _ACTIVATION, _GATE = 1, 2, 4
 _LAYER = re.compile(r"(encoder|decoder)?\.?(?:layers|layer|block|blocks|h)\.(\d+)\.")
 # Where each norm follows what it norms, attention reads what the norm before keeps.
 _NORMS_BEHIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -68,8 +67,7 @@ class Layers:
         inner = int(_first(config, ("intermediate_size", "d_ff", "ffn_dim", "n_inner")) or 4 * width)
         d = torch.finfo(dtype).bits // 8
         gated = causal or bool(getattr(config, "is_gated_act", False))
-        own_gate = _OUR_GATE if fused and not pairs else _OWN_GATE
-        inner_kept = own_gate if gated else _RELU if pairs else _ACTIVATION
+        inner_kept = _GATE if gated else _RELU if pairs else _ACTIVATION
         # Norms keep their input in fp32, products theirs in d.
         before = behind = _FLOAT * width + d * width
         if config.model_type in _NORMS_BEHIND:
