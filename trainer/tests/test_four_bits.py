@@ -1,4 +1,4 @@
-"""QLoRA: a base in 4 bits under an ordinary adapter. What needs bitsandbytes is run by `npm run test:proofs`."""
+"""QLoRA: a base in 4 bits under an adapter. What needs bitsandbytes is run by `npm run test:proofs`."""
 
 import json
 import shutil
@@ -149,7 +149,9 @@ def test_it_leaves_an_ordinary_adapter(tmp_path: Path, kind: str) -> None:
     _, other = trained(tmp_path / "lora", kind, method="lora")
     own, lora = (read_tensors(one / "adapter_model.safetensors") for one in (folder, other))
     assert {name: one.shape for name, one in own.items()} == {name: one.shape for name, one in lora.items()}
-    assert config["target_modules"] == json.loads((other / "adapter_config.json").read_text())["target_modules"]
+    assert (
+        config["target_modules"] == json.loads((other / "adapter_config.json").read_text())["target_modules"]
+    )
     inputs = inputs_for(kind)
     with torch.no_grad():
         theirs = with_peft(bare(kind, base), folder)(**inputs).logits
@@ -193,9 +195,7 @@ def test_all_but_head_embedding_and_adapters_are_in_4_bits_and_stay_as_they_are(
 ) -> None:
     model = make_decoder(tmp_path / "model", "qwen3")
     rows = write_rows(tmp_path / "rows.jsonl", chat_rows(8))
-    spec = make_spec(
-        model, rows, tmp_path / "out", method="qlora", hyperparameters__target_modules=targets
-    )
+    spec = make_spec(model, rows, tmp_path / "out", method="qlora", hyperparameters__target_modules=targets)
     loaded = load_for_training(parse_spec(spec), Compute(CPU, torch.bfloat16, "a test"))
     assert loaded.kernels is not None, loaded.layers
     linears = 2 * 7
@@ -244,14 +244,22 @@ def test_a_checkpoint_becomes_a_model_and_an_adapter_of_lora_is_gone_on_from(
     spec, folder = trained(tmp_path, "llama", method="qlora", **steps)
     base = Path(spec["base_model"]["path"])
     further = make_spec(
-        base, Path(spec["data"]["train_path"]), tmp_path / "on", method="qlora", base_model__adapter_path=str(folder)
+        base,
+        Path(spec["data"]["train_path"]),
+        tmp_path / "on",
+        method="qlora",
+        base_model__adapter_path=str(folder),
     )
     assert train(further)[0] == 0
     # Where bitsandbytes is not: nothing is made small for an export.
     monkeypatch.setattr(four_bits, "_PACKAGE", "no_such_package")
     (tmp_path / "out" / "spec.json").write_text(json.dumps(spec))
     export_checkpoint(
-        read_spec(tmp_path / "out" / "spec.json"), tmp_path / "out", 1, start=Start(base, None), out=tmp_path / "one"
+        read_spec(tmp_path / "out" / "spec.json"),
+        tmp_path / "out",
+        1,
+        start=Start(base, None),
+        out=tmp_path / "one",
     )
     assert json.loads((tmp_path / "one" / "fettle.json").read_text())["method"] == "qlora"
     found = read_tensors(tmp_path / "one" / "adapter_model.safetensors")

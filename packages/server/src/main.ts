@@ -92,7 +92,14 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(() => processor.close());
     const runner = trainers({ config, options, python, log });
     undo.push(async () => runner.close());
-    const dispatcher = dispatch({ config, deps, owner, processor, runner, fourBitsLack: fourBits({ options, python }) });
+    const dispatcher = dispatch({
+      config,
+      deps,
+      owner,
+      processor,
+      runner,
+      fourBitsLack: fourBits({ options, python }),
+    });
     undo.push(() => dispatcher.close());
     const sweeper = startSweeper({ ...deps, tuner: tuner({ config, options, python }) });
     undo.push(() => sweeper.close());

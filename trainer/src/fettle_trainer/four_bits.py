@@ -1,4 +1,4 @@
-"""A frozen linear layer in 4 bits: NF4 with its scales quantised too (Dettmers et al. 2023, QLoRA, section 3).
+"""A frozen linear layer in 4 bits: NF4, its scales quantised too (Dettmers et al. 2023, QLoRA, section 3).
 
     W = c[q] s      q: 4 bits a weight, c: 16 levels; s: one for 64 weights, itself in 8 bits with one in fp32
                     for 256 of them
@@ -69,7 +69,7 @@ class Linear4(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear4":
         """To another device, with all that belongs to it."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
         device = fn(torch.empty(0)).device
         self.packed = self.packed.to(device)
         self._state.to(device)

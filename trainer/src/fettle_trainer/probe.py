@@ -31,8 +31,7 @@ def probe() -> dict[str, Any]:
 
 
 def four_bits() -> dict[str, Any]:
-    """Why a base cannot be trained over in 4 bits here: the GPU's kernels are what makes it worth its rounding.
-    None: it can."""
+    """Why a base cannot be trained over in 4 bits here; None: it can. A CPU would be slower by it."""
     import torch
 
     from .four_bits import missing_package

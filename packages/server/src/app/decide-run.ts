@@ -13,7 +13,15 @@ import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
 import type { RowFacts } from "./held-out.js";
 import type { ResolvedModel } from "./models.js";
 import type { BaseModel, DataReport } from "./ports.js";
-import { choiceNotes, estimateNote, fourBitNotes, type Note, reasonNotes, rowNotes, teacherNotes } from "./run-notes.js";
+import {
+  choiceNotes,
+  estimateNote,
+  fourBitNotes,
+  type Note,
+  reasonNotes,
+  rowNotes,
+  teacherNotes,
+} from "./run-notes.js";
 import type { Teacher } from "./teacher.js";
 
 export interface RunFacts {

@@ -92,8 +92,11 @@ async function decide(
   }
 }
 
-const fourBitsLack = async ({ machine }: ValidateRunDeps, run: Run, { tuned }: ResolvedModel): Promise<string | null> =>
-  [run.request.method, tuned?.method].includes("qlora") ? machine.fourBitsLack() : null;
+const fourBitsLack = async (
+  { machine }: ValidateRunDeps,
+  run: Run,
+  { tuned }: ResolvedModel,
+): Promise<string | null> => ([run.request.method, tuned?.method].includes("qlora") ? machine.fourBitsLack() : null);
 
 const fileOf = (
   deps: Pick<AppDeps, "store">,

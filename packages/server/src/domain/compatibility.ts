@@ -114,12 +114,7 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
       "method",
       `${wanted.model} is an adapter made with the method "${tunedBy}": it can only be gone on from with the same. Use "${tunedBy}", or begin from its base model.`,
     );
-  if (
-    tunedBy !== null &&
-    leavesAdapter(tunedBy) &&
-    goesOn(tunedBy, wanted.method) &&
-    needsNewOutput(wanted, way.task)
-  )
+  if (tunedBy !== null && leavesAdapter(tunedBy) && goesOn(tunedBy, wanted.method) && needsNewOutput(wanted, way.task))
     return refused(
       "incompatible_method",
       "method",

@@ -43,7 +43,7 @@ describe("validateRun", () => {
   });
 
   it("keeps a base in 4 bits where the machine can, and asks that only where it matters", async () => {
-    const request = (method: "lora" | "qlora"): Setting["run"] => ({
+    const request = (method: "lora" | "qlora"): NonNullable<Setting["run"]> => ({
       request: { suffix: null, task: null, method, hyperparameters: {}, integrations: null },
     });
     const able = await world({ run: request("qlora") });
@@ -54,7 +54,9 @@ describe("validateRun", () => {
     const unable = await world({ ...lack, run: request("qlora") });
     expect(await unable.validate()).toBe("failed");
     expect(unable.run().error).toMatchObject({ code: "incompatible_method", param: "method" });
-    expect(unable.run().error?.message).toContain('but the package bitsandbytes is not installed. Use the method "lora"');
+    expect(unable.run().error?.message).toContain(
+      'but the package bitsandbytes is not installed. Use the method "lora"',
+    );
     const other = await world({ ...lack, run: request("lora") });
     expect(await other.validate()).toBe("queued");
     expect([able, unable, other].map(({ fourBitsAsked }) => fourBitsAsked())).toEqual([1, 1, 0]);

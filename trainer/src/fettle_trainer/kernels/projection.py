@@ -32,7 +32,7 @@ class _Layer:
         # Of a layer in 4 bits an empty one: it has no weight until it is made.
         self.weight = base.weight if isinstance(base, nn.Linear) else base.packed.new_empty(0)
         self.shape = base.weight.shape if isinstance(base, nn.Linear) else base.shape
-        self.bias = cast("nn.Parameter | None", base.bias)
+        self.bias: nn.Parameter | None = base.bias
         self.rank = 0 if self.adapter is None else int(self.adapter.lora_A.shape[0])
 
     def whole(self) -> Tensor:
