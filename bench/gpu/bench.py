@@ -3,7 +3,8 @@
 The sides take turns, each in a process of its own, with the same weights and rows.
 
 Needs torch, transformers and peft beside the repository, and trl, datasets and liger-kernel for the peers; a
-peer that is not there is left out and named. Prints as it goes; what fails is told and the rest goes on.
+peer that is not there is left out and named. QLoRA needs bitsandbytes, and is measured without a peer. Prints
+as it goes; what fails is told and the rest goes on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from works import DRY, WARM, WORKS
+from works import DRY, WARM, WORKS, Work
 
 HERE = Path(__file__).parent
 SIDES = ("ours", "trl-defaults", "trl-best")
@@ -44,7 +45,7 @@ def main() -> None:
     report["runs"] = []
     for pair in range(max(work.pairs for work in works.values())):
         for name, side in [
-            (name, side) for name, work in works.items() if pair < work.pairs for side in SIDES
+            (name, side) for name, work in works.items() if pair < work.pairs for side in sides_of(work)
         ]:
             left = end - time.monotonic()
             if left < 25:
@@ -71,11 +72,15 @@ def main() -> None:
         )
 
 
+def sides_of(work: Work) -> tuple[str, ...]:
+    return SIDES[:1] if work.method == "qlora" else SIDES
+
+
 def machine(device: str) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
-    for name in ("transformers", "peft", "trl", "datasets", "liger-kernel", "tokenizers"):
+    for name in ("transformers", "peft", "trl", "datasets", "liger-kernel", "bitsandbytes", "tokenizers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -23,6 +23,7 @@ from torch import nn
 from .collate import Collator, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
+from .four_bits import four_bit_layers
 from .memory_layers import Layers
 from .models import Loaded
 from .plan import Plan
@@ -197,6 +198,7 @@ def _weight_bytes(loaded: Loaded, dtype: torch.dtype) -> int:
     """With the copies that products read: of another type, and of trained layers that are joined."""
     model: Any = loaded.model
     total = sum(p.numel() * p.element_size() for p in cast("Iterator[nn.Parameter]", model.parameters()))
+    total += sum(layer.num_bytes for layer in four_bit_layers(model))
     for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         if not isinstance(module, nn.Linear):
             continue
