@@ -61,10 +61,9 @@ def bfloat16_gain() -> float:
     for _ in range(_TURNS):
         for dtype, seconds in fastest.items():
             fastest[dtype] = min(seconds, gemm_seconds(dtype, patience=0.2 / _TURNS / 2))
-        gain = fastest[torch.float32] / fastest[torch.bfloat16]
-        if gain < 1 / _WORTHWHILE:
+        if fastest[torch.bfloat16] > _WORTHWHILE * fastest[torch.float32]:
             break
-    return gain
+    return fastest[torch.float32] / fastest[torch.bfloat16]
 
 
 def seed_everything(seed: int) -> None:
