@@ -36,20 +36,26 @@ def make_model(config: dict[str, Any], folder: Path) -> None:
     """The bundled model; an encoder with dropout off on both sides, for classification with a head drawn from
     the seed."""
     if config["model"] == "t5-small-shape":
-        make_t5(config["seed"], folder / "model")
+        make_t5(config, folder / "model")
         return
     source = fetch(config["model"], folder / "bundled", lambda *_: None)
+    layers = {} if config["num_layers"] is None else {"num_hidden_layers": config["num_layers"]}
+    torch.manual_seed(config["seed"])
     if config["task"] == "embedding":
-        AutoModel.from_pretrained(source, **NO_DROPOUT).save_pretrained(folder / "model")
+        AutoModel.from_pretrained(source, **layers, **NO_DROPOUT).save_pretrained(folder / "model")
         AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
         return
     if config["task"] != "classification":
-        (folder / "model").symlink_to(source, target_is_directory=True)
+        if not layers:
+            (folder / "model").symlink_to(source, target_is_directory=True)
+            return
+        AutoModelForCausalLM.from_pretrained(source, **layers).save_pretrained(folder / "model")
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
         return
-    torch.manual_seed(config["seed"])
     labels = [f"class {number}" for number in range(4)]
     settings = AutoConfig.from_pretrained(
         source,
+        **layers,
         num_labels=4,
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
@@ -61,7 +67,7 @@ def make_model(config: dict[str, Any], folder: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
 
 
-def make_t5(seed: int, folder: Path) -> None:
+def make_t5(config: dict[str, Any], folder: Path) -> None:
     """T5-small's shape with random weights, and a tokenizer of made-up words. Dropout off on both sides."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -74,8 +80,9 @@ def make_t5(seed: int, folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    settings = T5Config(num_heads=8, dropout_rate=0.0, decoder_start_token_id=0)
+    torch.manual_seed(config["seed"])
+    num_layers = config["num_layers"] or 6
+    settings = T5Config(num_layers=num_layers, num_heads=8, dropout_rate=0.0, decoder_start_token_id=0)
     T5ForConditionalGeneration(settings).save_pretrained(folder)
 
 

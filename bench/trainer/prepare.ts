@@ -22,6 +22,7 @@ export async function prepare(work: Work, { steps, heldOut, numThreads }: Amount
   const config = {
     folder,
     model: work.model,
+    num_layers: work.numLayers ?? null,
     task: work.task,
     method: work.method,
     labels: work.labels,

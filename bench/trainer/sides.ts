@@ -13,6 +13,8 @@ export interface Setting {
   folder: string;
   numThreads: number;
   seed: number;
+  /** Of the products; "auto" unless given. */
+  dtype?: TrainSpec["runtime"]["dtype"];
 }
 
 interface Measured {
@@ -46,7 +48,7 @@ async function measuredBy(ruler: string, setting: Setting, command: string[]): P
   return found;
 }
 
-function specOf({ work, folder, numThreads, seed }: Setting, output: string): TrainSpec {
+function specOf({ work, folder, numThreads, seed, dtype = "auto" }: Setting, output: string): TrainSpec {
   const rows = join(folder, "rows.jsonl");
   return trainSpecSchema.parse({
     version: 1,
@@ -71,7 +73,7 @@ function specOf({ work, folder, numThreads, seed }: Setting, output: string): Tr
     seed,
     runtime: {
       device: "cpu",
-      dtype: "auto",
+      dtype,
       num_threads: numThreads,
       parallelism: "ddp",
       checkpoint_seconds: 86400,
@@ -82,7 +84,7 @@ function specOf({ work, folder, numThreads, seed }: Setting, output: string): Tr
   });
 }
 
-function readEvents(path: string): TrainerEvent[] {
+export function readEvents(path: string): TrainerEvent[] {
   const lines = readFileSync(path, "utf8").trimEnd().split("\n");
   return lines.map((line) => trainerEventSchema.parse(JSON.parse(line)));
 }

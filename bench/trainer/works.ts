@@ -18,6 +18,8 @@ export interface Work {
   readonly method: Method;
   readonly family: Family;
   readonly model: string;
+  /** Layers of the model (of each stack), where not all that it has: more are drawn at random. */
+  readonly numLayers?: number;
   readonly peer: string;
   /** Tokens of a row: log-normal around `mean`, cut to `least..most`. */
   readonly lengths: Lengths;

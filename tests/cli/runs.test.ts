@@ -76,7 +76,13 @@ describe("runs", () => {
     const name = await server.finish(run.id);
     const said = await training;
     expect(said.code).toBe(0);
-    expect(cli.document(said)).toMatchObject({ id: run.id, status: "succeeded", fine_tuned_model: name });
+    expect(cli.document(said)).toMatchObject({
+      id: run.id,
+      status: "succeeded",
+      fine_tuned_model: name,
+      memory: { predicted_bytes: 1.3e9, parts: { weights: 3e8 }, peak_bytes: 1.2e9 },
+    });
+    expect(said.stderr).toMatch(/succeeded.*; memory 1\.20 GB \(1\.30 GB expected\)\./);
     expect(said.stderr).toContain(`Try it: fettle chat ${name} "…"`);
     expect(said.stderr).toContain("  step 1  loss 1.0000");
   });

@@ -99,6 +99,10 @@ async function finish({ deps }: World, runId: string): Promise<string> {
       status: "succeeded",
       fineTunedModel: name,
       trainedTokens: 1234,
+      memory: {
+        predicted: { process: 1e9, weights: 3e8, gradients: 0, moments: 0, activations: 0, logits: 0, products: 0 },
+        peakBytes: 1.2e9,
+      },
       finishedAt: now,
     }),
   });

@@ -54,4 +54,13 @@ describe("reason to wait", () => {
     expect(waitingText(3, "x")).toBe("Position 3 in the queue: x.");
     expect(waitingText(101, "x")).toBe("More than 100 runs are before this one in the queue: x.");
   });
+
+  it("goes by what a trainer that has read its rows expects to hold", () => {
+    const parts = { process: 1e9, weights: 1e9, gradients: 0, moments: 0, activations: 0, logits: 0, products: 0 };
+    const told = { ...needing(6), memory: { predicted: parts, peakBytes: null } };
+    const capacity = { maxConcurrent: null, memoryBytes: 8e9 };
+    expect(reasonToWait(needing(5), [needing(6)], capacity)).toContain("2.0 GB of the 8.0 GB");
+    expect(reasonToWait(needing(5), [told], capacity)).toBeNull();
+    expect(reasonToWait(told, [needing(5)], capacity)).toBeNull();
+  });
 });

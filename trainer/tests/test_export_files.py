@@ -42,6 +42,8 @@ def test_an_adapter_becomes_a_gguf_compared_in_a_fresh_process_on_held_out_rows(
     held_out = tiny.write_rows(tmp_path / "held_out.jsonl", tiny.chat_rows(6, seed=9))
     spec = run_of(tmp_path, "chat", "lora", data__validation_path=str(held_out))
     run = tmp_path / "out"
+    # A bug: a run of before an upgrade, whose spec lacks newer fields, could not be exported.
+    del spec["hyperparameters"]["beta"]
     (run / "spec.json").write_text(json.dumps(spec))
     asked = [
         "--source",

@@ -34,6 +34,7 @@ const run = {
   total_steps: null,
   eta_at: null,
   trained_tokens: null,
+  memory: null,
   fine_tuned_model: null,
   result_file: null,
   error: null,

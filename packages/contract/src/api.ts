@@ -9,7 +9,7 @@ import {
   unixTimeSchema,
 } from "./openai.js";
 import { jobStatusSchema } from "./openai-jobs.js";
-import { familySchema, hyperparametersSchema, methodSchema, taskSchema } from "./trainer.js";
+import { familySchema, hyperparametersSchema, memoryPartsSchema, methodSchema, taskSchema } from "./trainer.js";
 
 export const createRunSchema = z
   .strictObject({
@@ -67,6 +67,14 @@ export const runObjectSchema = z
     total_steps: z.number().int().nullable(),
     eta_at: unixTimeSchema.nullable(),
     trained_tokens: z.number().int().nullable(),
+    memory: z
+      .strictObject({
+        predicted_bytes: z.number().int().nullable().describe("before the first step; null on a GPU"),
+        parts: memoryPartsSchema.nullable().describe("of predicted_bytes"),
+        peak_bytes: z.number().int().nullable().describe("measured; null until the trainer ends"),
+      })
+      .nullable()
+      .describe("of the trainer's process; null until it has seen the rows"),
     fine_tuned_model: z.string().nullable(),
     result_file: z.string().nullable(),
     error: z.strictObject({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),

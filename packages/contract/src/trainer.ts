@@ -158,6 +158,18 @@ export const refusedRowSchema = z.object({
   message: z.string(),
 });
 
+/** Bytes expected at the peak, by what holds them. */
+export const memoryPartsSchema = z.object({
+  process: z.number().int().describe("Python and its libraries"),
+  weights: z.number().int(),
+  gradients: z.number().int(),
+  moments: z.number().int().describe("of the optimiser"),
+  activations: z.number().int().describe("of the largest micro-batch"),
+  logits: z.number().int(),
+  products: z.number().int().describe("prepared matrix products, and gaps"),
+});
+export type MemoryParts = z.infer<typeof memoryPartsSchema>;
+
 export const trainerEventSchema = z.discriminatedUnion("type", [
   z.object({
     ...base,
@@ -183,6 +195,10 @@ export const trainerEventSchema = z.discriminatedUnion("type", [
     refused: z.array(refusedRowSchema).describe("the first 1000"),
     num_refused: z.number().int(),
     total_steps: z.number().int(),
+    memory: memoryPartsSchema
+      .nullable()
+      .optional()
+      .describe("null on a GPU and on several ranks; left out by older trainers"),
   }),
   z.object({
     ...base,

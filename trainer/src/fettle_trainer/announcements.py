@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from .checkpoint import Progress
 from .data import Dataset, TokenRows
 from .events import EventLog
+from .memory import Memory
 from .models import Loaded
 from .plan import Plan
 from .spec import Task
@@ -31,7 +32,13 @@ def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
 
 
 def tell_rows(
-    log: EventLog, dataset: Dataset, validation: TokenRows, *, task: Task, total_steps: int
+    log: EventLog,
+    dataset: Dataset,
+    validation: TokenRows,
+    *,
+    task: Task,
+    plan: Plan,
+    memory: Memory | None,
 ) -> None:
     rows = dataset.rows
     log.write(
@@ -43,7 +50,8 @@ def tell_rows(
         num_truncated=dataset.num_truncated,
         refused=[{"line": r.line, "rule": r.rule, "message": r.message} for r in dataset.refused],
         num_refused=dataset.num_refused,
-        total_steps=total_steps,
+        total_steps=plan.total_steps,
+        memory=None if memory is None else memory.parts(),
     )
     if len(validation) == 0:
         log.log(
@@ -51,6 +59,14 @@ def tell_rows(
             "There are no rows to validate on: nothing is evaluated, the run does not end early, "
             "and the last step becomes the model.",
         )
+    if memory is not None:
+        _tell_memory(log, memory)
+
+
+def _tell_memory(log: EventLog, memory: Memory) -> None:
+    parts = sorted(memory.parts().items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
+    log.log("info", f"About {memory.total / 1e9:.2f} GB of memory will be in use at the peak: {told}.")
 
 
 def tell_weights(log: EventLog, weights: Sequence[float], labels: Sequence[str]) -> None:

@@ -23,6 +23,8 @@ from torch import Tensor, distributed, nn
 
 from .device import Compute, seed_everything
 from .failure import TrainFailure
+from .spec import Task
+from .tasks import objective_of
 from .tensor_files import integers
 
 _distributed = cast("Any", distributed)  # its collectives are untyped
@@ -60,6 +62,16 @@ class Ranks:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    def check(self, task: Task) -> None:
+        """Raises TrainFailure when ranks cannot share its rows."""
+        if objective_of(task).joint and not self.alone:
+            raise TrainFailure(
+                "incompatible_method",
+                f"The task {task} was started on {self.world} ranks: its rows are answers to one another, so "
+                "each rank would need those of all.",
+                "Start it as one process.",
+            )
 
     def place(self, compute: Compute) -> Compute:
         """On the device of this rank: each has a GPU of its own."""

@@ -262,8 +262,7 @@ class Stepper:
         if self.loaded.kernels is None and batch.lengths is None:
             return nullcontext()
         kernels = self.loaded.kernels
-        narrow = self.objective.reads in ("rows", "vocabulary")
-        reads = kernels.reads(batch) if narrow and kernels is not None else None
+        reads = kernels.reads(batch) if self.objective.reads_some and kernels is not None else None
         return segments(batch.row_lengths, batch.target_lengths, reads=reads)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -22,9 +22,10 @@ from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
-from .events import News, Phase, peak_rss_bytes
+from .events import News, Phase, peak_rss_bytes, rss_bytes
 from .failure import StopRequested, TrainFailure, is_out_of_memory
 from .identity import Identity, differences, fingerprint_of, identity_of
+from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
@@ -51,6 +52,7 @@ class Training:
         self._output = Path(spec.output_dir)
         self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
         self._ranks = Ranks.of_environment(spec.runtime.parallelism)
+        self._room: Room | None = None
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -62,7 +64,7 @@ class Training:
     def run(self) -> None:
         """Ends with the events `finished` and `verified`. Raises TrainFailure, StopRequested, OSError."""
         torch.set_num_threads(self._spec.runtime.num_threads)
-        self._check_ranks()
+        self._ranks.check(self._spec.task)
         try:
             self._start()
             early = self._train()
@@ -85,14 +87,14 @@ class Training:
         if self._ranks.first:
             answers = answer_rows(spec, self._compute, self._news, key=fingerprint_of(identity))
         self._heartbeat.mark("loading")
+        resident = rss_bytes()
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
         tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
         self._check()
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
-        tell_rows(
-            self._log, dataset, self._rows.validation, task=spec.task, total_steps=self._plan.total_steps
-        )
+        memory = self._predicted(resident, resumed)
+        tell_rows(self._log, dataset, self._rows.validation, plan=self._plan, task=spec.task, memory=memory)
         self._ranks.join(
             (resumed.progress.step if resumed else 0, len(self._rows.train), self._plan.total_steps)
         )
@@ -128,14 +130,15 @@ class Training:
 
     # ------------------------------------------------------------ start
 
-    def _check_ranks(self) -> None:
-        if objective_of(self._spec.task).joint and not self._ranks.alone:
-            raise TrainFailure(
-                "incompatible_method",
-                f"The task {self._spec.task} was started on {self._ranks.world} ranks: its rows are answers "
-                "to one another, so each rank would need those of all.",
-                "Start it as one process.",
-            )
+    def _predicted(self, resident: int, resumed: Checkpoint | None) -> Memory | None:
+        """None where it is another machine's memory, or shared out."""
+        if self._compute.device.type != "cpu" or not self._ranks.alone:
+            return None
+        rows_per_batch = resumed.progress.rows_per_batch if resumed else None
+        work = Work.of(self._spec, self._plan, self._compute.dtype, rows_per_batch=rows_per_batch)
+        memory = predict(self._loaded, work, self._rows, process_bytes=resident)
+        self._room = Room(memory.total)
+        return memory
 
     def _resume(self, identity: Identity) -> Checkpoint | None:
         checkpoint, notes = self._folder.newest(mend=self._ranks.first)
@@ -343,11 +346,15 @@ class Training:
 
     def _begin(self, phase: Phase) -> Callable[[int], None]:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
+        if phase != "training":
+            give_back()
 
         def begin(size: int) -> None:
             if self._ranks.alone:  # the others would wait for this one in vain
                 self._check()
             self._heartbeat.mark(phase, size)
+            if phase == "training" and self._room is not None:
+                self._room.before(size)
 
         return begin
 

@@ -163,7 +163,7 @@ function end(context: Context, run: RunObject): number {
   const took =
     run.started_at !== null && run.finished_at !== null ? ` in ${duration(run.finished_at - run.started_at)}` : "";
   if (run.status === "succeeded") {
-    context.say(`  ${run.id} succeeded${took}.`);
+    context.say(`  ${run.id} succeeded${took}${memoryOf(run)}.`);
     context.result(run, run.fine_tuned_model ?? "");
     const verb = verbs[run.task ?? "chat"];
     if (verb !== undefined) context.say(`Try it: fettle ${verb} ${run.fine_tuned_model} "…"`);
@@ -176,6 +176,14 @@ function end(context: Context, run: RunObject): number {
   );
   context.result(run, "");
   return exitCodes.failed;
+}
+
+/** At the peak, and what it had been expected to be. */
+function memoryOf({ memory }: RunObject): string {
+  if (memory === null || memory.peak_bytes === null) return "";
+  const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(2)} GB`;
+  const expected = memory.predicted_bytes === null ? "" : ` (${gigabytes(memory.predicted_bytes)} expected)`;
+  return `; memory ${gigabytes(memory.peak_bytes)}${expected}`;
 }
 
 function pausedEnd(context: Context, run: RunObject): number {

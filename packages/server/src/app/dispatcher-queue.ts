@@ -1,5 +1,5 @@
 /** Which queued run is next, and why the others wait. Pure. */
-import type { Run } from "../domain/job.js";
+import { predictedBytes, type Run } from "../domain/job.js";
 
 export interface Capacity {
   /** Trainers at once on this machine; null: as many as memory allows. */
@@ -53,7 +53,8 @@ export function fairOrder(queued: readonly Run[], running: readonly Run[], serve
   return order;
 }
 
-const memoryOf = (run: Run): number => run.estimate?.memoryBytes ?? unknownMemoryBytes;
+/** A trainer that has read the rows knows better than the estimate made before it started. */
+const memoryOf = (run: Run): number => predictedBytes(run) ?? run.estimate?.memoryBytes ?? unknownMemoryBytes;
 const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
 
 /** Null: the run may start now. Else the reason it waits. With nothing running, any run may start. */

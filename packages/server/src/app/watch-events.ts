@@ -1,6 +1,7 @@
 /** Trainer events in the words of a run's event log, as OpenAI's clients know them. */
 import type { TrainerEvent } from "@fettle/contract";
-import type { Run } from "../domain/job.js";
+import { gigabytes } from "../domain/estimate.js";
+import { predictedBytes, type Run } from "../domain/job.js";
 import type { CheckpointRecord, Ids, NewRunEvent } from "./ports.js";
 import { type Facts, metricsAt } from "./watch-facts.js";
 
@@ -91,7 +92,7 @@ function wordsFor(event: TrainerEvent, facts: Facts): Words | null {
       const early = event.early_stopped ? ` early: validation stopped improving after step ${event.best_step}` : "";
       return {
         key: `finished:${attempt}`,
-        message: `Training ended at step ${event.step}${early}; the saved model is being verified`,
+        message: `Training ended at step ${event.step}${early}; the saved model is being verified. ${memoryWords(event.peak_rss_bytes, facts)}`,
         data,
       };
     }
@@ -108,6 +109,12 @@ function wordsFor(event: TrainerEvent, facts: Facts): Words | null {
   }
 }
 
+function memoryWords(peakBytes: number, { memory }: Facts): string {
+  const expected = memory === null ? null : predictedBytes({ memory });
+  const told = expected === null ? "" : `; ${gigabytes(expected, 2)} were expected`;
+  return `It held ${gigabytes(peakBytes, 2)} of memory at the peak${told}`;
+}
+
 function dataWords(event: Extract<TrainerEvent, { type: "data" }>): Words {
   const {
     num_train_rows,
@@ -118,6 +125,7 @@ function dataWords(event: Extract<TrainerEvent, { type: "data" }>): Words {
     num_refused,
     total_steps,
     refused,
+    memory,
   } = event;
   const faults =
     num_refused > 0 || num_truncated > 0 ? `; ${num_refused} rows refused, ${num_truncated} truncated` : "";
@@ -134,6 +142,7 @@ function dataWords(event: Extract<TrainerEvent, { type: "data" }>): Words {
       num_refused,
       total_steps,
       refused: refused.slice(0, 100),
+      ...(memory ? { memory } : {}),
     },
   };
 }

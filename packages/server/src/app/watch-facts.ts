@@ -1,5 +1,6 @@
 /** What a run's events file says so far. Folding the same event twice changes nothing. */
 import type { TrainerEvent } from "@fettle/contract";
+import type { UsedMemory } from "../domain/job.js";
 
 type Event<T extends TrainerEvent["type"]> = Extract<TrainerEvent, { type: T }>;
 
@@ -7,6 +8,8 @@ export interface Facts {
   /** The attempt of the newest event; the last four fields speak of it alone. */
   attempt: number;
   totalSteps: number | null;
+  /** What the newest attempt that told of it said. */
+  memory: UsedMemory | null;
   steps: Map<number, Event<"step">>;
   evaluations: Map<number, Event<"evaluation">>;
   checkpointSteps: Set<number>;
@@ -21,6 +24,7 @@ export function noFacts(): Facts {
   return {
     attempt: 0,
     totalSteps: null,
+    memory: null,
     steps: new Map(),
     evaluations: new Map(),
     checkpointSteps: new Set(),
@@ -50,6 +54,7 @@ function foldOne(facts: Facts, event: TrainerEvent): void {
   switch (event.type) {
     case "data":
       facts.totalSteps = event.total_steps;
+      if (event.memory) facts.memory = { predicted: event.memory, peakBytes: null };
       break;
     case "step":
       facts.steps.set(event.step, event);
@@ -66,6 +71,7 @@ function foldOne(facts: Facts, event: TrainerEvent): void {
       break;
     case "finished":
       facts.finished = event;
+      facts.memory = { predicted: facts.memory?.predicted ?? null, peakBytes: event.peak_rss_bytes };
       break;
     case "verified":
       facts.verified = event;

@@ -186,7 +186,7 @@ class RunWatch {
     translated.events.push(...notices.map(({ createdAt, ...words }) => runEvent(this.deps.ids, createdAt, words)));
     // Heartbeats alone move nothing that must be kept.
     if (translated.events.length === 0) return;
-    const totalSteps = this.facts.totalSteps;
+    const { totalSteps, memory } = this.facts;
     await this.ingest({
       ...translated,
       goneCheckpoints: translated.checkpoints.length > 0 ? await this.goneCheckpoints() : [],
@@ -196,6 +196,7 @@ class RunWatch {
           type: "progressed",
           step: progress?.step ?? run.step,
           totalSteps,
+          ...(memory === null ? {} : { memory }),
           etaAt: progress === null ? run.etaAt : progress.etaAt,
         }),
     });

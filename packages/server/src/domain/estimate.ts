@@ -101,4 +101,4 @@ export function secondsRange(operations: number, { slow, fast }: Pick<Pace, "slo
   return [Math.round(operations / fast + least), Math.round(operations / slow + most)];
 }
 
-export const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
+export const gigabytes = (bytes: number, digits = 1): string => `${(bytes / 1e9).toFixed(digits)} GB`;

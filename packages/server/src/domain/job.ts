@@ -10,7 +10,7 @@
  * dispatcher starts the next one from the last checkpoint. A request to pause or cancel a running run first
  * sets `wanted`; the trainer writes a checkpoint and ends; its end makes the new state true.
  */
-import type { ErrorCode, Family, Hyperparameters, Method, Task } from "@fettle/contract";
+import type { ErrorCode, Family, Hyperparameters, MemoryParts, Method, Task } from "@fettle/contract";
 
 export type RunStatus = "validating_files" | "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
 export const endedStatuses: readonly RunStatus[] = ["succeeded", "failed", "cancelled"];
@@ -49,6 +49,12 @@ export interface Estimate {
   machine?: string;
 }
 
+/** What the newest trainer expected to hold at its peak, and what it held; null: not told. */
+export interface UsedMemory {
+  predicted: MemoryParts | null;
+  peakBytes: number | null;
+}
+
 export interface Run {
   id: string;
   projectId: string;
@@ -83,6 +89,8 @@ export interface Run {
   totalSteps: number | null;
   etaAt: number | null;
   trainedTokens: number | null;
+  /** Absent until a trainer told of it. */
+  memory?: UsedMemory;
   /** Spent in optimiser steps, of all attempts; absent until the run has succeeded. */
   trainSeconds?: number;
   fineTunedModel: string | null;
@@ -118,7 +126,7 @@ export type RunAction =
   | { type: "refused"; error: NonNullable<Run["error"]>; at: number }
   | { type: "waits"; reason: string }
   | { type: "started"; at: number }
-  | { type: "progressed"; step: number; totalSteps: number | null; etaAt: number | null }
+  | { type: "progressed"; step: number; totalSteps: number | null; etaAt: number | null; memory?: UsedMemory }
   | { type: "pause_requested" }
   | { type: "cancel_requested"; at: number }
   | { type: "resume_requested" }
@@ -145,6 +153,12 @@ const refuse = (run: Run, verb: string, when: string): Transition => ({
 });
 
 type Of<T extends RunAction["type"]> = Extract<RunAction, { type: T }>;
+
+/** What its newest trainer expected to hold at the peak; null before it has seen the rows. */
+export function predictedBytes({ memory }: Pick<Run, "memory">): number | null {
+  if (!memory?.predicted) return null;
+  return Object.values(memory.predicted).reduce((sum, bytes) => sum + bytes, 0);
+}
 
 /** The only function that changes a run. A refusal is a value with its reason. */
 export function transition(run: Run, action: RunAction): Transition {
@@ -216,6 +230,7 @@ function training(run: Run, action: Of<"progressed" | "trainer_stopped" | "train
         step: Math.max(run.step, action.step),
         totalSteps: action.totalSteps ?? run.totalSteps,
         etaAt: action.etaAt,
+        ...(action.memory === undefined ? {} : { memory: action.memory }),
       });
     case "trainer_stopped":
     case "trainer_died":

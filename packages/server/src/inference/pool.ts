@@ -6,8 +6,6 @@
  * only busy ones are left the request is refused with `rate_limit_exceeded`. A model larger than the whole
  * budget is served when nothing else is loaded. Idle processes are closed after `idleMs`.
  */
-import { readdirSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
 import type { Prediction } from "@fettle/contract";
 import type {
   AskedText,
@@ -19,6 +17,7 @@ import type {
   LabelScore,
 } from "../app/ports.js";
 import { AppError } from "../domain/error.js";
+import { expectedBytes } from "./model-size.js";
 import { ModelProcess, type ProcessOptions } from "./process.js";
 import { decodeVector, generateLine, type WireAnswer, type WireRequest } from "./wire.js";
 
@@ -39,8 +38,6 @@ interface Place {
   requestMs: number;
 }
 
-/** Python with torch and transformers loaded, before any weight. */
-const emptyProcessBytes = 450 * 1024 * 1024;
 const firstGuessMs = 2000;
 const smoothing = 0.2;
 const maxRetryAfterSeconds = 60;
@@ -162,7 +159,7 @@ export class InferencePool implements Inference {
       return known;
     }
     this.places.delete(key);
-    const estimateBytes = estimateOf(target.basePath);
+    const estimateBytes = expectedBytes(target.basePath);
     this.makeRoom(estimateBytes);
     const place = {
       process: new ModelProcess(target, this.options),
@@ -229,16 +226,4 @@ export class InferencePool implements Inference {
 
 function retryAfter(ms: number): number {
   return Math.max(1, Math.min(maxRetryAfterSeconds, Math.ceil(ms / 1000)));
-}
-
-/** Memory the model will take: its weights in float32, and the empty process. A folder that is not there says so when it loads. */
-function estimateOf(basePath: string): number {
-  try {
-    const weights = readdirSync(basePath).filter((name) => name.endsWith(".safetensors"));
-    const bytes = weights.reduce((sum, name) => sum + statSync(join(basePath, name)).size, 0);
-    const isHalf = /"(torch_)?dtype":\s*"(bfloat16|float16)"/.test(readFileSync(join(basePath, "config.json"), "utf8"));
-    return emptyProcessBytes + bytes * (isHalf ? 2 : 1);
-  } catch {
-    return emptyProcessBytes;
-  }
 }

@@ -15,7 +15,7 @@ from ..collate import Batch, Collator
 from ..data import Tokeniser, TokenRows, load_dataset
 from ..joint import joint_loss
 from ..models import Loaded
-from ..spec import Task, read_spec
+from ..spec import Task
 from ..step import Stepper
 from ..tasks import Objective, objective_of
 
@@ -140,10 +140,11 @@ def agreement(asking: Asking, one_NV: Tensor, other_NV: Tensor) -> float:
 
 
 def _held_out(run: Path) -> Path | None:
-    """Where the run's spec says, or in its folder: the home may have been moved since."""
+    """Where the run's spec says, or in its folder: the home may have been moved since. The spec may be of an
+    older Fettle and lack fields of ours."""
     if not (run / "spec.json").is_file():
         return None
-    told = read_spec(run / "spec.json").data.validation_path
+    told = json.loads((run / "spec.json").read_text(encoding="utf-8"))["data"]["validation_path"]
     if told is None:
         return None
     return next((path for path in (Path(told), run / "rows" / Path(told).name) if path.is_file()), None)

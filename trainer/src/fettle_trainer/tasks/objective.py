@@ -99,6 +99,11 @@ class Objective(ABC):
     joint: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
 
+    @property
+    def reads_some(self) -> bool:
+        """Whether tokens that are not asked need no answer."""
+        return self.reads in ("rows", "vocabulary")
+
     def tuned(self, settings: Settings, rows: "TokenRows") -> "Objective":
         """As this run wants it; `rows` are all those to train on."""
         return self

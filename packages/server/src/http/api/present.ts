@@ -1,7 +1,7 @@
 /** Records as our own API shows them: everything a user may know, times in seconds. */
 import type { DataObject, KeyObject, ModelObject, RunEventObject, RunObject } from "@fettle/contract";
 import type { ApiKeyRecord, BaseModel, DataReport, FileRecord, ModelRecord } from "../../app/ports.js";
-import type { Run, RunEvent } from "../../domain/job.js";
+import { predictedBytes, type Run, type RunEvent } from "../../domain/job.js";
 import { toSeconds, toSecondsOrNull } from "../openai/present.js";
 
 export function runObject(run: Run): RunObject {
@@ -39,6 +39,14 @@ export function runObject(run: Run): RunObject {
     total_steps: run.totalSteps,
     eta_at: toSecondsOrNull(run.etaAt),
     trained_tokens: run.trainedTokens,
+    memory:
+      run.memory === undefined
+        ? null
+        : {
+            predicted_bytes: predictedBytes(run),
+            parts: run.memory.predicted,
+            peak_bytes: run.memory.peakBytes,
+          },
     fine_tuned_model: run.fineTunedModel,
     result_file: run.resultFile,
     error: run.error,
