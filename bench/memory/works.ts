@@ -28,7 +28,10 @@ const other = (name: string, kind: string, { dtype = "auto", ...change }: Change
 });
 
 export const memoryWorks: readonly MemoryWork[] = [
-  ...works.map((work): MemoryWork => ({ name: work.name, work, heldOut: false, dtype: "auto" })),
+  // The prediction knows nothing of embeddings but what it knows of encoders.
+  ...works.map((work): MemoryWork => {
+    return { name: work.name, work, heldOut: work.kind === "embeddings", dtype: "auto" };
+  }),
   other("decoder-lora-4-rows", "decoder-lora", { rowsPerStep: 4, defaultSteps: 16 }),
   other("decoder-full-half", "decoder-full", { numLayers: 15, rowsPerStep: 4 }),
   other("encoder-12-layers", "encoder", { numLayers: 12, rowsPerStep: 16, defaultSteps: 30 }),
