@@ -82,7 +82,7 @@ class Fit:
         mean = sum(lengths) / len(lengths)
         way = choose(needed, rows=work.rows_per_batch, tokens_per_row=mean, usable=_USABLE * free)
         asked = Way("everything", work.rows_per_batch, needed("everything", work.rows_per_batch))
-        tell(log, asked, way, free)
+        _tell(log, asked, way, free=free)
         return cls(loaded, log, way)
 
     @property
@@ -105,7 +105,7 @@ class Fit:
             compute_again(self._loaded.model, offload=keeps == "nothing")
 
 
-def tell(log: EventLog, asked: Way, way: Way, free: int) -> None:
+def _tell(log: EventLog, asked: Way, way: Way, *, free: int) -> None:
     fewer = f", with {way.rows} rows at once instead of {asked.rows}" if way.rows < asked.rows else ""
     instead = f", for about {way.needed / 1e9:.1f} GB" if way != asked else ""
     log.log(

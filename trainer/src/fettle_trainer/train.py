@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_model, tell_rows, tell_step, tell_weights
+from .announcements import tell_fewer_rows, tell_model, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import micro_batches
 from .data import TokenRows
@@ -192,10 +192,7 @@ class Training:
             rng = self._ranks.own_rng(resumed.rng)
             if rng is not None:
                 restore_rng(rng)
-            rows = resumed.progress.rows_per_batch
-            self._progress = replace(
-                resumed.progress, rows_per_batch=min(rows, self._fit.rows) if self._fit else rows
-            )
+            self._progress = resumed.progress
         self._saved_step = self._progress.step
         self._loaded.set_training()
         self._remember()
@@ -348,13 +345,7 @@ class Training:
             self._fit.relieve(lack, self._progress.step + 1)
             return
         self._progress = replace(self._progress, rows_per_batch=rows // 2)
-        self._log.log(
-            "warn",
-            f"Memory did not suffice for {rows} rows at once ({lack}): from step {self._progress.step + 1} "
-            f"on micro-batches have {rows // 2}. A step still learns {self._plan.rows_per_step} rows, each "
-            "token weighted as before.",
-            rows_per_batch=rows // 2,
-        )
+        tell_fewer_rows(self._log, self._progress, self._plan, before=rows, lack=lack)
 
     def _begin(self, phase: Phase) -> Callable[[int], None]:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
