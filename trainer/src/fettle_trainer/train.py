@@ -464,4 +464,4 @@ class Training:
     def _forget_model(self) -> None:
         nothing: Any = None
         self._trainable, self._optimiser = {}, nothing
-        self._stepper, self._loaded = nothing, nothing
+        self._stepper, self._loaded, self._fit = nothing, nothing, None
