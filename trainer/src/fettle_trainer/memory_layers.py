@@ -34,9 +34,10 @@ _ONCE_WIDTHS = 34
 _RELU, _ACTIVATION, _GATE = 1, 2, 4
 _LAYER = re.compile(r"(encoder|decoder)?\.?(?:layers|layer|block|blocks|h)\.(\d+)\.")
 # Where each norm follows what it norms, attention reads what the norm before keeps.
+_NORMS_BEHIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
 # What a layer keeps for its way back: all that is read there, what went into it alone, or nothing here.
 Keeps = Literal["everything", "inputs", "nothing"]
-_NORMS_BEHIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
