@@ -9,9 +9,12 @@ from typing import Any, cast
 
 from torch import nn
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 from .packing import same_segments
+
+# Untyped.
+_twice = cast("Any", checkpoint).checkpoint
 
 
 def compute_again(model: Any, *, offload: bool) -> None:
@@ -24,7 +27,7 @@ def compute_again(model: Any, *, offload: bool) -> None:
         rows_again = same_segments()
         # Whatever is kept within the layer is the checkpoint's own affair: this sees the inputs alone.
         with save_on_cpu(pin_memory=pinned) if offload else nullcontext():
-            return checkpoint(
+            return _twice(
                 function,
                 *inputs,
                 use_reentrant=False,
