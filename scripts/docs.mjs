@@ -59,10 +59,11 @@ export function methodsPage() {
     method: null,
     tunedBy: null,
     tunedFor: null,
+    fourBitsLack: null,
   };
   const refused = [
     { family: "seq2seq", rows: "pair", method: "head" },
-    { method: "qlora" },
+    { method: "qlora", fourBitsLack: "PyTorch sees no GPU here" },
     { rows: "classification", method: "prompt" },
     { family: "encoder" },
     { method: "lora", tunedBy: "dora", tunedFor: "chat" },

@@ -112,7 +112,8 @@ try {
   run(join(folder, "venv", "bin", "pip"), ["install", "--quiet", `uv==${uvVersion}`]);
   const uv = join(folder, "venv", "bin", "uv");
   const withOnnx = lockBeside(uv, folder, { name: "onnx", known: lockRuntime(uv, folder) });
-  lockBeside(uv, folder, { name: "dev", known: withOnnx });
+  const withAll = lockBeside(uv, folder, { name: "qlora", known: withOnnx });
+  lockBeside(uv, folder, { name: "dev", known: withAll });
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }

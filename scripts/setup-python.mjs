@@ -134,7 +134,7 @@ function hasNvidia(env = process.env) {
 }
 
 /** What goes into the environment, in this order. `optional`: not being found is no failure. */
-function stagesOf({ root, venv, dev, onnx }) {
+function stagesOf({ root, venv, dev, onnx, qlora }) {
   const lock = (name) => join(root, "trainer", name);
   return [
     {
@@ -152,24 +152,26 @@ function stagesOf({ root, venv, dev, onnx }) {
       wanted: () => torchCuda(venv) !== null,
     },
     { key: "onnx", label: "ONNX packages", lock: lock("requirements-onnx.lock"), wanted: () => onnx },
+    { key: "qlora", label: "QLoRA packages", lock: lock("requirements-qlora.lock"), wanted: () => qlora },
     { key: "dev", label: "Python packages for tests", lock: lock("requirements-dev.lock"), wanted: () => dev },
   ];
 }
 
 /**
  * Makes `.venv` hold what the locks say; `dev` adds the packages of tests and checks, `onnx` those of ONNX exports,
- * which stay up to date once they are there. A link named `.venv` is the
+ * `qlora` those of the method qlora; these two stay up to date once they are there. A link named `.venv` is the
  * user's own environment and is left as it is. An environment whose making was cut off is made anew: pip keeps
  * finished downloads, and a half-copied package would pass for an installed one.
  */
-export async function setUpPython({ root, dev, onnx = false, progress }) {
+export async function setUpPython({ root, dev, onnx = false, qlora = false, progress }) {
   const venv = join(root, ".venv");
   const python = join(venv, "bin", "python");
   const stampPath = join(venv, "fettle-stamp.json");
   if (lstatSync(venv, { throwIfNoEntry: false })?.isSymbolicLink()) return { changed: false, python };
   let stamp = existsSync(python) ? readStamp(stampPath) : null;
   let changed = false;
-  for (const stage of stagesOf({ root, venv, dev, onnx: onnx || stamp?.onnx !== undefined })) {
+  const optional = { onnx: onnx || stamp?.onnx !== undefined, qlora: qlora || stamp?.qlora !== undefined };
+  for (const stage of stagesOf({ root, venv, dev, ...optional })) {
     const hash = sha256(stage.lock);
     if (stamp?.[stage.key] === hash || !stage.wanted()) continue;
     // The CPU build is settled before the other packages come: a later change of its file alone changes nothing.

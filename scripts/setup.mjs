@@ -4,6 +4,7 @@
  *   node scripts/setup.mjs                     what the server and the trainer need
  *   node scripts/setup.mjs --profile test      and what tests and checks need
  *   node scripts/setup.mjs --onnx              and what exporting as ONNX needs, 125 MB
+ *   node scripts/setup.mjs --qlora             and what the method qlora needs, 125 MB
  *   node scripts/setup.mjs --json              one JSON document on stdout; talk stays on stderr
  *
  * A second run sees its stamps and ends at once; one that was killed goes on; several at once take turns.
@@ -20,19 +21,21 @@ const repository = join(import.meta.dirname, "..");
 export const profiles = ["client", "runtime", "test"];
 
 /**
- * Sets up what `profile` needs; `onnx` adds what exporting as ONNX needs, which `test` has anyway. Returns what changed and the Python to use. Throws SetupError
+ * Sets up what `profile` needs; `onnx` adds what exporting as ONNX needs, which `test` has anyway, and `qlora` what
+ * the method qlora needs. Returns what changed and the Python to use. Throws SetupError
  * `node_unsupported`, `python_missing`, `python_unsupported`, `setup_failed` or `interrupted`.
  */
 export async function setUp({
   profile = "runtime",
   onnx = false,
+  qlora = false,
   root = repository,
   progress = createProgress(),
 } = {}) {
   checkNode();
   const work = async () => {
     const node = await setUpNode({ root, progress });
-    const wanted = { dev: profile === "test", onnx: onnx || profile === "test" };
+    const wanted = { dev: profile === "test", onnx: onnx || profile === "test", qlora };
     const python = profile === "client" ? null : await setUpPython({ root, ...wanted, progress });
     return { changed: node.changed || python?.changed === true, python: python?.python ?? null };
   };
@@ -59,7 +62,7 @@ async function main(argv) {
   }
   const start = Date.now();
   try {
-    const done = await setUp({ profile, onnx: argv.includes("--onnx") });
+    const done = await setUp({ profile, onnx: argv.includes("--onnx"), qlora: argv.includes("--qlora") });
     if (json) process.stdout.write(`${JSON.stringify({ ...done, profile, seconds: (Date.now() - start) / 1000 })}\n`);
     return 0;
   } catch (error) {

@@ -6,7 +6,7 @@
  *   node scripts/test.mjs --real-postgres   the same database tests on a real server: the one of
  *                                           FETTLE_TEST_DATABASE_URL, else one started from PostgreSQL's own programs
  *   node scripts/test.mjs --proofs          the trainer's slow proofs, which print what they measured: kills, ranks,
- *                                           memory; also by words: `--proofs soak`
+ *                                           memory, 4 bits; also by words: `--proofs soak`
  *   node scripts/test.mjs --exports         exported models asked by llama.cpp and in a browser, and every kind of graph;
  *                                           prints what was measured
  *   node scripts/test.mjs --no-setup        with the node_modules and .venv that are there
@@ -112,7 +112,7 @@ async function main(argv) {
     return 2;
   }
   const filters = argv.filter((word) => !word.startsWith("--"));
-  if (!flags.includes("--no-setup")) await setUp({ profile: "test" });
+  if (!flags.includes("--no-setup")) await setUp({ profile: "test", qlora: flags.includes("--proofs") });
   const folder = mkdtempSync(join(tmpdir(), "fettle-results-"));
   try {
     const realPostgres = flags.includes("--real-postgres");

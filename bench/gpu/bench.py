@@ -1,9 +1,10 @@
-"""``bench.py [--json FILE] [--dry] [--only WORK] [--minutes 9]``: our trainer on the GPU beside TRL's.
+"""``bench.py [--json FILE] [--dry] [--only WORK,WORK] [--minutes 9]``: our trainer on the GPU beside TRL's.
 
 The sides take turns, each in a process of its own, with the same weights and rows.
 
 Needs torch, transformers and peft beside the repository, and trl, datasets and liger-kernel for the peers; a
-peer that is not there is left out and named. Prints as it goes; what fails is told and the rest goes on.
+peer that is not there is left out and named. QLoRA needs bitsandbytes, and is measured without a peer. Prints
+as it goes; what fails is told and the rest goes on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from works import DRY, WARM, WORKS
+from works import DRY, WARM, WORKS, Work
 
 HERE = Path(__file__).parent
 SIDES = ("ours", "trl-defaults", "trl-best")
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU: does it run at all?")
-    parser.add_argument("--only")
+    parser.add_argument("--only", default="", help="works, with commas between them")
     parser.add_argument("--minutes", type=float, default=9)
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
@@ -37,14 +38,13 @@ def main() -> None:
         "rows": [],
     }
     print(json.dumps(report["machine"]), json.dumps(report["check"], indent=1), sep="\n", flush=True)
-    works = {
-        name: work for name, work in (DRY if options.dry else WORKS).items() if options.only in (None, name)
-    }
+    known, wanted = DRY if options.dry else WORKS, options.only.split(",")
+    works = {name: work for name, work in known.items() if wanted == [""] or name in wanted}
     found = {name: {side: list[dict[str, Any]]() for side in SIDES} for name in works}
     report["runs"] = []
     for pair in range(max(work.pairs for work in works.values())):
         for name, side in [
-            (name, side) for name, work in works.items() if pair < work.pairs for side in SIDES
+            (name, side) for name, work in works.items() if pair < work.pairs for side in sides_of(work)
         ]:
             left = end - time.monotonic()
             if left < 25:
@@ -71,11 +71,16 @@ def main() -> None:
         )
 
 
+def sides_of(work: Work) -> tuple[str, ...]:
+    """Peers are for what both do by default; these are compared with ours."""
+    return SIDES[:1] if work.method == "qlora" or work.keeps != "everything" else SIDES
+
+
 def machine(device: str) -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
-    for name in ("transformers", "peft", "trl", "datasets", "liger-kernel", "tokenizers"):
+    for name in ("transformers", "peft", "trl", "datasets", "liger-kernel", "bitsandbytes", "tokenizers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,5 +1,6 @@
 """Is it right on this GPU? ``check.py DEVICE``; the last line is the findings as JSON."""
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -11,11 +12,12 @@ from works import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "trainer" / "src"), str(ROOT / "trainer" / "tests")]
+METHODS = ("full", "lora", *(("qlora",) if importlib.util.find_spec("bitsandbytes") else ()))
 
 
 def main() -> None:
     device = sys.argv[1]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"methods": METHODS}
     for name, check in {"gradients": gradients, "runs": runs}.items():
         try:
             found[name] = check(device)
@@ -28,23 +30,26 @@ def gradients(device: str) -> dict[str, Any]:
     """Packed rows through our layers against each row alone through transformers' own, in fp32."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    from fettle_trainer.adapters import LoraSettings, add_lora
+    from fettle_trainer.adapters import LoraSettings, add_lora, keep_in_four_bits
     from fettle_trainer.data import TokenRows
     from fettle_trainer.kernels import enable
     from fettle_trainer.models import Loaded
+    from fettle_trainer.recompute import compute_again
     from fettle_trainer.step import Stepper
 
     rows = [[5 + (7 * i * j) % 300 for j in range(length)] for i, length in enumerate((70, 3, 129, 33), 1)]
     answer: dict[str, Any] = {}
-    for method in ("full", "lora"):
+    for method in METHODS:
         torch.manual_seed(1)
         with torch.device(device):
             model: Any = AutoModelForCausalLM.from_config(Qwen3Config(**TINY), dtype=torch.float32)
-        if method == "lora":
+        if method != "full":
             add_lora(model, LoraSettings(r=4, alpha=8, dropout=0.0, targets=None, modules_to_save=()), 1)
             for parameter_name, parameter in model.named_parameters():
                 if "lora_B" in parameter_name:
                     torch.nn.init.normal_(parameter, std=0.02)
+        if method == "qlora":
+            keep_in_four_bits(model, (), torch.device(device))
         model.to(device)
         trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
         model.train()
@@ -77,15 +82,25 @@ def gradients(device: str) -> dict[str, Any]:
             start_id=0,
             kernels=kernels,
         )
-        Stepper(loaded, "chat", dtype=torch.bfloat16).train_step(flat, [[0, 1, 2], [3]], lambda _: None)
-        worst = max(
-            float((value.grad - plain[key]).norm() / plain[key].norm().clamp(min=1e-9))
-            for key, value in trainable.items()
-            if value.grad is not None
-        )
-        answer[f"{method} gradients, largest relative difference to fp32"] = worst
+        stepper = Stepper(loaded, "chat", dtype=torch.bfloat16)
+        stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)
+        answer[f"{method} gradients, largest relative difference to fp32"] = worst(trainable, plain)
         answer[f"{method} without gradient"] = [key for key, value in trainable.items() if value.grad is None]
+        once = {key: value.grad.clone() for key, value in trainable.items() if value.grad is not None}
+        for keeps in ("inputs", "nothing"):
+            compute_again(model, offload=keeps == "nothing")
+            stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)
+            answer[f"{method} gradients, layers keeping {keeps}"] = worst(trainable, once)
     return answer
+
+
+def worst(trainable: dict[str, Any], expected: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of a gradient."""
+    return max(
+        float((value.grad - expected[key]).norm() / expected[key].norm().clamp(min=1e-9))
+        for key, value in trainable.items()
+        if value.grad is not None
+    )
 
 
 def runs(device: str) -> dict[str, Any]:
@@ -97,7 +112,7 @@ def runs(device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = make_decoder(Path(folder) / "model")
         rows = write_rows(Path(folder) / "rows.jsonl", chat_rows(16))
-        for method in ("full", "lora"):
+        for method in METHODS:
             spec = make_spec(
                 model,
                 rows,

@@ -51,21 +51,26 @@ class Clock:
 def run_ours(work: Work, device: str, clock: Clock) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "trainer" / "src"))
     from fettle_trainer.adapter_kinds import attach
-    from fettle_trainer.adapters import LoraSettings
+    from fettle_trainer.adapters import LoraSettings, keep_in_four_bits
     from fettle_trainer.data import TokenRows
     from fettle_trainer.kernels import enable
     from fettle_trainer.models import Loaded
     from fettle_trainer.packing import enable as enable_packing
+    from fettle_trainer.recompute import compute_again
     from fettle_trainer.step import Stepper
 
     rows = make_rows(work)
     model = make_model(work, device)
     adapter = None
-    if work.method == "lora":
+    if work.method != "full":
         adapter = LoraSettings(r=16, alpha=32, dropout=0.0, targets=None, modules_to_save=())
         attach(model, adapter, SEED)
         model.to(device)
         same_adapters(model)
+    if work.method == "qlora":
+        keep_in_four_bits(model, (), torch.device(device))
+    if work.keeps != "everything":
+        compute_again(model, offload=work.keeps == "nothing")
     kernels, reason = enable(model, torch.bfloat16)
     packed = kernels is not None or enable_packing(model, torch.bfloat16)
     starts = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist()])

@@ -37,7 +37,8 @@ TINY = {
 
 @dataclass(frozen=True)
 class Work:
-    """`mean` and `spread` of log-normal lengths between `least` and `most`; a spread of 0 is one length."""
+    """`mean` and `spread` of log-normal lengths between `least` and `most`; a spread of 0 is one length.
+    `keeps`: as in the trainer's memory_layers.py."""
 
     method: str
     shape: dict[str, Any]
@@ -49,16 +50,23 @@ class Work:
     peer_batch: int
     steps: int
     pairs: int
+    keeps: str = "everything"
 
 
 WORKS = {
     "full-short": Work("full", QWEN3_06B, 56, 300, 0.6, 64, 2048, 8, 8, 3),
     "full-long": Work("full", QWEN3_06B, 4, 4096, 0.0, 4096, 4096, 2, 8, 1),
     "lora-8b": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 8, 3),
+    "qlora-8b": Work("qlora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 8, 1),
+    "lora-8b-again": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 6, 1, keeps="inputs"),
+    "lora-8b-offloaded": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 6, 1, keeps="nothing"),
 }
 DRY = {
     "full-short": Work("full", TINY, 8, 30, 0.6, 8, 64, 4, 6, 1),
     "lora-8b": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1),
+    "qlora-8b": Work("qlora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1),
+    "lora-8b-again": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1, keeps="inputs"),
+    "lora-8b-offloaded": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1, keeps="nothing"),
 }
 WARM = 3
 SEED = 7
@@ -85,7 +93,7 @@ def make_model(work: Work, device: str) -> Any:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     config = Qwen3Config(**work.shape, max_position_embeddings=8192, pad_token_id=0, bos_token_id=1)
-    dtype = torch.bfloat16 if work.method == "lora" and device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if work.method != "full" and device == "cuda" else torch.float32
     torch.manual_seed(SEED)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)

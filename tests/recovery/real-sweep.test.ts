@@ -40,7 +40,7 @@ afterAll(async () => {
 /** Until it has ended, with a dispatcher and a sweeper of its own. */
 async function carriedOut(parts: Parts, model: BaseModel, sweep: Sweep): Promise<SweepView> {
   const deps = { ...parts, catalogue: oneModel(model) };
-  const machine = { memoryBytes: 8e9, cores: 1, name: "test", product: () => null };
+  const machine = { memoryBytes: 8e9, cores: 1, name: "test", product: () => null, fourBitsLack: async () => null };
   const dispatcher = dispatch(parts, {
     catalogue: deps.catalogue,
     validate: (run) => validateRun({ ...deps, machine }, run),

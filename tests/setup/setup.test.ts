@@ -120,19 +120,22 @@ describe("the environment", () => {
     expect(done().slice(6)).toEqual(["requirements.lock", "compileall"]);
   });
 
-  it("ONNX comes when it is asked for, and is kept up to date from then on", async () => {
-    fresh = clone();
-    fresh.python("python3");
-    fresh.program("nvidia-smi", []);
-    await fresh.setUp();
-    await fresh.setUp(["--onnx"]);
-    expect(done().slice(3)).toEqual(["requirements-onnx.lock", "compileall"]);
-    await fresh.setUp();
-    expect(done()).toHaveLength(5);
-    writeFileSync(join(fresh.folder, "trainer", "requirements-onnx.lock"), "one==2\n");
-    expect(await fresh.setUp()).toMatchObject({ code: 0 });
-    expect(done().slice(5)).toEqual(["requirements-onnx.lock", "compileall"]);
-  });
+  it.each(["onnx", "qlora"])(
+    "what %s needs comes when asked for, and is kept up to date from then on",
+    async (name) => {
+      fresh = clone();
+      fresh.python("python3");
+      fresh.program("nvidia-smi", []);
+      await fresh.setUp();
+      await fresh.setUp([`--${name}`]);
+      expect(done().slice(3)).toEqual([`requirements-${name}.lock`, "compileall"]);
+      await fresh.setUp();
+      expect(done()).toHaveLength(5);
+      writeFileSync(join(fresh.folder, "trainer", `requirements-${name}.lock`), "one==2\n");
+      expect(await fresh.setUp()).toMatchObject({ code: 0 });
+      expect(done().slice(5)).toEqual([`requirements-${name}.lock`, "compileall"]);
+    },
+  );
 
   // With a GPU's device file set-up rightly takes the CUDA build, and PATH cannot hide that file.
   it.runIf(process.platform === "linux" && !existsSync("/dev/nvidiactl"))(

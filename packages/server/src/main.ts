@@ -34,6 +34,7 @@ import { ensureAdminKey } from "./startup/admin-key.js";
 import { sharesOf, type Shares } from "./startup/machine.js";
 import { measureProcessor, type Processor, processorName, unmeasured } from "./startup/processor.js";
 import { checkPython } from "./startup/python.js";
+import { fourBitsOf } from "./startup/four-bits.js";
 import { claimHome } from "./startup/server-file.js";
 import { openStore } from "./store/open.js";
 import { systemClock, systemIds, systemLog } from "./system.js";
@@ -91,7 +92,14 @@ export async function startServer(options: StartOptions): Promise<RunningServer>
     undo.push(() => processor.close());
     const runner = trainers({ config, options, python, log });
     undo.push(async () => runner.close());
-    const dispatcher = dispatch({ config, deps, owner, processor, runner });
+    const dispatcher = dispatch({
+      config,
+      deps,
+      owner,
+      processor,
+      runner,
+      fourBitsLack: fourBits({ options, python }),
+    });
     undo.push(() => dispatcher.close());
     const sweeper = startSweeper({ ...deps, tuner: tuner({ config, options, python }) });
     undo.push(() => sweeper.close());
@@ -229,21 +237,26 @@ const tuner = ({ options, python }: Parts): Tuner =>
     extraEnvironment: { PYTHONPATH: trainerSource },
   });
 
+const fourBits = ({ options, python }: Pick<Parts, "options" | "python">): (() => Promise<string | null>) =>
+  fourBitsOf({ python, environment: { ...trainerEnvironment(options.env, 1), PYTHONPATH: trainerSource } });
+
 interface Dispatching {
   config: Config;
   deps: AppDeps;
   owner: string;
   processor: Processor;
   runner: LocalRunner;
+  fourBitsLack: () => Promise<string | null>;
 }
 
-function dispatch({ config, deps, owner, processor, runner }: Dispatching): Dispatcher {
+function dispatch({ config, deps, owner, processor, runner, fourBitsLack }: Dispatching): Dispatcher {
   const shares: Shares = sharesOf(config);
   const machine = {
     memoryBytes: shares.trainingBytes,
     cores: shares.trainerThreads,
     name: processorName(shares.trainerThreads),
     product: processor.product,
+    fourBitsLack,
   };
   return startDispatcher(
     { ...deps, runner, validate: async (run) => void (await validateRun({ ...deps, machine }, run)) },

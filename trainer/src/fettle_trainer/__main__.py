@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(json_schema(), indent=2))
         return 0
     if options.command == "probe":
-        from .probe import probe
+        from .probe import four_bits, probe
 
-        print(json.dumps(probe()))
+        print(json.dumps(four_bits() if options.four_bits else probe()))
         return 0
     return _model_command(options)
 
@@ -163,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--end-with-stdin", action="store_true", help="give up when stdin is closed")
     tune = commands.add_parser("tune", help="where a sweep looks next, and what mattered in it")
     tune.add_argument("what", choices=("suggest", "importance"))
-    commands.add_parser("probe", help="what this machine can do, as JSON")
+    probe = commands.add_parser("probe", help="what this machine can do, as JSON")
+    probe.add_argument("--four-bits", action="store_true", help="only whether the method qlora works here")
     commands.add_parser("schema", help="JSON Schema of a spec")
     commands.add_parser("serve", help="answer from a model over stdin and stdout")
     commands.add_parser("fetch", help="make base models ready")

@@ -30,7 +30,7 @@ from .virtual_tokens import (
 
 Settings = LoraSettings | Ia3Settings | VirtualSettings
 # Methods whose artefact is an adapter.
-ADAPTER_METHODS: tuple[Method, ...] = ("lora", "rslora", "dora", "ia3", "prompt", "prefix")
+ADAPTER_METHODS: tuple[Method, ...] = ("lora", "rslora", "dora", "qlora", "ia3", "prompt", "prefix")
 
 
 def read_adapter(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
@@ -47,6 +47,7 @@ def read_adapter(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
 
 
 def method_of(settings: Settings) -> Method:
+    """QLoRA's adapter is LoRA's: in how many bits the base lay while it was trained is not part of it."""
     if isinstance(settings, Ia3Settings):
         return "ia3"
     if isinstance(settings, VirtualSettings):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .failure import TrainFailure
+from .four_bits import Linear4
 from .spec import Task
 from .tasks import objective_of
 
@@ -121,7 +122,7 @@ def linear_modules(model: Any) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
-        if isinstance(module, nn.Linear) or is_transposed(module)
+        if isinstance(module, nn.Linear | Linear4) or is_transposed(module)
     }
 
 
@@ -175,6 +176,22 @@ def add_lora(model: Any, settings: LoraSettings, seed: int) -> list[str]:
         setattr(owner, leaf, LoraLinear(getattr(owner, leaf), settings, generator))
     thaw_saved(model, settings.modules_to_save)
     return names
+
+
+@torch.no_grad()
+def keep_in_four_bits(model: Any, kept: Sequence[str], device: torch.device) -> None:
+    """Every frozen linear layer but the output head and what lies in `kept`, also those below adapters, which
+    must be in place already. One after the other goes to `device` and is made small there. Raises
+    TrainFailure."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = tuple(f"{name}." for name in kept)
+    for name, module in linear_modules(model).items():
+        if module is head or name in kept or name.startswith(inside):
+            continue
+        weight = cast("Tensor", module.weight).to(device)
+        small = Linear4(weight.t() if is_transposed(module) else weight, cast("Any", module).bias)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, small)
 
 
 def thaw_saved(model: Any, names: Sequence[str]) -> None:

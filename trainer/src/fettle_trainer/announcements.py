@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from .checkpoint import Progress
 from .data import Dataset, TokenRows
 from .events import EventLog
+from .four_bits import Linear4, four_bit_layers
 from .memory import Memory
 from .models import Loaded
 from .plan import Plan
@@ -16,7 +17,9 @@ _MOST_TOLD = 8
 
 def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
     trainable = sum(parameter.numel() for parameter in loaded.trainable().values())
+    small = list(four_bit_layers(loaded.model))
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    total += sum(layer.shape.numel() for layer in small)
     whole = loaded.packed or loaded.kernels is not None
     how = "laid end to end, without padding" if whole else "padded within batches of like length"
     log.log(
@@ -27,8 +30,23 @@ def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
         packed=loaded.packed,
         fused=loaded.kernels is not None,
     )
+    if small:
+        _tell_four_bits(log, small)
     if loaded.max_length < asked_length:
         log.log("warn", f"max_length {asked_length} is lowered to the {loaded.max_length} the model takes.")
+
+
+def _tell_four_bits(log: EventLog, layers: Sequence[Linear4]) -> None:
+    now = sum(layer.num_bytes for layer in layers)
+    before = sum(layer.shape.numel() * layer.dtype.itemsize for layer in layers)
+    log.log(
+        "info",
+        f"{len(layers)} frozen layers are kept in 4 bits: {now / 1e9:.3g} GB instead of {before / 1e9:.3g}. "
+        "The adapter is saved for the base as it is, and served, merged and exported over that: its answers "
+        "there differ a little from those in training, by what rounding to 4 bits changed.",
+        four_bit_bytes=now,
+        bytes_before=before,
+    )
 
 
 def tell_rows(
@@ -80,6 +98,18 @@ def tell_weights(log: EventLog, weights: Sequence[float], labels: Sequence[str])
         "info",
         f"Weights: {shown}{f' and {more} more' if more > 0 else ''}.",
         weights={label: weight for weight, label in named},
+    )
+
+
+def tell_fewer_rows(log: EventLog, progress: Progress, plan: Plan, *, before: int, lack: str) -> None:
+    """`progress` is that with half as many rows at once, `before` how many they were."""
+    rows = progress.rows_per_batch
+    log.log(
+        "warn",
+        f"Memory did not suffice for {before} rows at once ({lack}): from step {progress.step + 1} on "
+        f"micro-batches have {rows}. A step still learns {plan.rows_per_step} rows, each token weighted as "
+        "before.",
+        rows_per_batch=rows,
     )
 
 

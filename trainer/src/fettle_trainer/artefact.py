@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import adapter_kinds
+from .adapters import keep_in_four_bits
 from .data import TokenRows, file_sha256
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
@@ -170,13 +171,16 @@ def verify_in_fresh_process(artefact: Path, base: Path, probe: Path) -> float:
 
 
 def verify(artefact: Path, base: Path, probe: Path) -> float:
-    """Loads the artefact and answers the probe row by row, unpacked. Raises TrainFailure."""
+    """Loads the artefact and answers the probe row by row, unpacked. Raises TrainFailure. An adapter trained
+    over a base in 4 bits is asked over such a base: rounding is not what is to be found here."""
     facts = read_metadata(probe)
     stored = read_tensors(probe)
     expected = stored.pop("logits")
     rows = TokenRows.of(stored)
     task, dtype = cast("Task", facts["task"]), dtype_of(facts["dtype"])
     loaded = load_artefact(artefact, base, dtype)
+    if _read_facts(artefact)["method"] == "qlora":
+        keep_in_four_bits(loaded.model, loaded.head_modules, torch.device(facts["device"]))
     loaded.model.to(facts["device"])
     stepper = Stepper(loaded, task, dtype=dtype)
     answers = torch.cat([stepper.answers(rows, [row]) for row in range(len(rows))])
@@ -189,7 +193,7 @@ def verify(artefact: Path, base: Path, probe: Path) -> float:
 
 def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     """The tuned model for answering, from an adapter folder and its base, or from a whole model folder."""
-    facts = cast("dict[str, Any]", json.loads((artefact / "fettle.json").read_text(encoding="utf-8")))
+    facts = _read_facts(artefact)
     task, family = cast("Task", facts["task"]), cast("Family", facts["family"])
     labels = None if facts["labels"] is None else tuple(cast("list[str]", facts["labels"]))
     is_adapter = (artefact / "adapter_config.json").is_file()
@@ -219,6 +223,10 @@ def load_artefact(artefact: Path, base: Path, dtype: torch.dtype) -> Loaded:
     )
 
 
+def _read_facts(artefact: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads((artefact / "fettle.json").read_text(encoding="utf-8")))
+
+
 def merge(base: Path, adapter: Path, out: Path) -> float:
     """Writes base plus adapter as a whole model folder; returns the largest change of a logit by merging.
     Raises TrainFailure, also when that change is too large; nothing is written then."""
@@ -239,7 +247,7 @@ def merge(base: Path, adapter: Path, out: Path) -> float:
     allowed = _TOLERANCE["float32"] * max(1.0, float(apart.abs().max()))
     if not difference <= allowed:
         raise mismatch(f"merging changes its answers by {difference:.3g}, more than {allowed:.3g}")
-    facts = json.loads((adapter / "fettle.json").read_text(encoding="utf-8"))
+    facts = _read_facts(adapter)
     with written_whole(out) as partial:
         save_model(loaded.model, loaded.prompts.raw, partial)
         if facts["task"] == "embedding":

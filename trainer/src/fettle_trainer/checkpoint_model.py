@@ -41,7 +41,9 @@ def export_checkpoint(spec: TrainSpec, run: Path, step: int, *, start: Start, ou
         )
         of_here = replace(spec, base_model=moved)
         dtype = dtype_of(checkpoint.progress.dtype)
-        loaded = load_for_training(of_here, Compute(torch.device("cpu"), dtype, "as in training"))
+        # The adapter alone is written: its base need not be made small again, nor bitsandbytes be there.
+        whole = replace(of_here, method="lora") if spec.method == "qlora" else of_here
+        loaded = load_for_training(whole, Compute(torch.device("cpu"), dtype, "as in training"))
         trainable = loaded.trainable()
         if trainable.keys() != checkpoint.weights.keys():
             raise _unavailable(step, "its weights do not fit the model that its run began with")

@@ -23,7 +23,8 @@ from torch import nn
 from .collate import Collator, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
-from .memory_layers import Layers
+from .four_bits import four_bit_layers
+from .memory_layers import Keeps, Layers
 from .models import Loaded
 from .plan import Plan
 from .run_rows import RunRows
@@ -102,6 +103,11 @@ class Memory:
     def total(self) -> int:
         return sum(self.parts().values())
 
+    @property
+    def of_steps(self) -> int:
+        """Beside the model and its libraries, and what oneDNN keeps: all that a GPU must have room for."""
+        return self.gradients + self.moments + self.activations + self.logits
+
     def parts(self) -> dict[str, int]:
         return asdict(self)
 
@@ -126,7 +132,9 @@ class Work:
         return cls(spec=spec, dtype=dtype, plan=plan, rows_per_batch=rows)
 
 
-def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) -> Memory:
+def predict(
+    loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int, keeps: Keeps = "everything"
+) -> Memory:
     """`process_bytes`: resident before the model was loaded."""
     layers = Layers.of(loaded, work.dtype, work.task)
     trained = sum(parameter.numel() for parameter in loaded.trainable().values())
@@ -137,7 +145,8 @@ def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) ->
     widest = (0, 0, 0)
     for turn, chosen in _largest(work, rows.train, by_length=not loaded.packed):
         batch = collate(rows.train, chosen)
-        activations, logits = layers.bytes_of(batch), _learning_logits(loaded, work, len(batch.gather_N))
+        activations = layers.bytes_of(batch, keeps)
+        logits = _learning_logits(loaded, work, len(batch.gather_N))
         products = _products(work, activations + logits if any(layers.kept) else 0)
         # What is not there yet leaves its room: moments in the first step, before it gradients and gaps too.
         free = {"first": gradients + moments + products, "first step": moments, "later": 0}[turn]
@@ -197,6 +206,7 @@ def _weight_bytes(loaded: Loaded, dtype: torch.dtype) -> int:
     """With the copies that products read: of another type, and of trained layers that are joined."""
     model: Any = loaded.model
     total = sum(p.numel() * p.element_size() for p in cast("Iterator[nn.Parameter]", model.parameters()))
+    total += sum(layer.num_bytes for layer in four_bit_layers(model))
     for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         if not isinstance(module, nn.Linear):
             continue

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, merge, method_of, read_adapter
-from .adapters import LoraSettings
+from .adapters import LoraSettings, keep_in_four_bits
 from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .freeze import train_heads, train_last_layers
@@ -111,6 +111,9 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
     prompts = load_prompts(folder)
     pad_id = _pad_id(model, prompts)
     adapter = _prepare(model, spec, heads)
+    if spec.method == "qlora":
+        _check_whole(sharded=sharded)
+        keep_in_four_bits(model, heads, compute.device)
     model.to(compute.device)
     virtual = adapter.count if isinstance(adapter, VirtualSettings) else 0
     loaded = Loaded(
@@ -263,11 +266,20 @@ def _prepare(model: Any, spec: TrainSpec, heads: tuple[str, ...]) -> Settings | 
     return None
 
 
+def _check_whole(*, sharded: bool) -> None:
+    if sharded:
+        raise TrainFailure(
+            "incompatible_method",
+            "A base in 4 bits (method 'qlora') cannot be split over ranks.",
+            "Use runtime.parallelism 'ddp', or the method 'lora'.",
+        )
+
+
 def _go_on(model: Any, spec: TrainSpec, folder: Path) -> Settings:
     check_adapter_folder(folder)
     settings, tensors = read_adapter(folder)
     made_by = method_of(settings)
-    if made_by != spec.method:
+    if made_by != ("lora" if spec.method == "qlora" else spec.method):
         raise TrainFailure(
             "incompatible_method",
             f"The adapter was made with method {made_by!r}: method {spec.method!r} cannot go on from it.",

@@ -30,6 +30,16 @@ def probe() -> dict[str, Any]:
     }
 
 
+def four_bits() -> dict[str, Any]:
+    """Why a base cannot be trained over in 4 bits here; None: it can. A CPU would be slower by it."""
+    import torch
+
+    from .four_bits import missing_package
+
+    why = "PyTorch sees no GPU here" if torch.cuda.device_count() == 0 else missing_package()
+    return {"four_bits": why or None}
+
+
 def _TYPES(torch: Any) -> dict[str, Any]:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -178,8 +178,6 @@ def parse_spec(value: object) -> TrainSpec:
     needed = _LABELS_NEEDED.get(spec.task, 0)
     if len(spec.data.labels or ()) < needed:
         raise SpecError(f"spec.data.labels: {spec.task} needs at least {needed} class names.")
-    if spec.method == "qlora":
-        raise SpecError("spec.method 'qlora' is not built: 4-bit weights need a GPU. Use method 'lora'.")
     if spec.method in ("prompt", "prefix") and spec.task not in ("chat", "pretraining"):
         raise SpecError(
             f"spec.method {spec.method!r} puts virtual tokens before a text that is gone on with, and task "

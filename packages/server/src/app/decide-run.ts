@@ -13,7 +13,15 @@ import { loadOf, rowsThatFit, tooLarge } from "./fit-memory.js";
 import type { RowFacts } from "./held-out.js";
 import type { ResolvedModel } from "./models.js";
 import type { BaseModel, DataReport } from "./ports.js";
-import { choiceNotes, estimateNote, type Note, reasonNotes, rowNotes, teacherNotes } from "./run-notes.js";
+import {
+  choiceNotes,
+  estimateNote,
+  fourBitNotes,
+  type Note,
+  reasonNotes,
+  rowNotes,
+  teacherNotes,
+} from "./run-notes.js";
 import type { Teacher } from "./teacher.js";
 
 export interface RunFacts {
@@ -24,7 +32,7 @@ export interface RunFacts {
   /** Null when the model is no adapter. */
   adapter: AdapterShape | null;
   facts: RowFacts;
-  machine: { memoryBytes: number; cores: number; name: string; product: number | null };
+  machine: { memoryBytes: number; cores: number; name: string; product: number | null; fourBitsLack: string | null };
   /** What ended well on this machine. */
   trained: readonly Trained[];
   /** The models of this machine: for naming one that would do. */
@@ -61,6 +69,7 @@ export function decideRun(input: RunFacts): Decision {
     },
     notes: [
       ...reasonNotes(way.value),
+      ...fourBitNotes(method),
       ...(labels.value?.warnings ?? []).map((message) => ({ level: "warn" as const, message })),
       ...rowNotes({
         facts: input.facts,
@@ -92,7 +101,7 @@ function rowKind({ training, validation }: RunFacts): Decided<RowKind> {
   );
 }
 
-function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen> {
+function wayFor({ run, model, machine, known }: RunFacts, rows: RowKind): Decided<Chosen> {
   const { family, numParameters } = model.base;
   const way = chooseWay({
     model: run.model,
@@ -103,6 +112,7 @@ function wayFor({ run, model, known }: RunFacts, rows: RowKind): Decided<Chosen>
     method: run.request.method,
     tunedBy: model.tuned?.method ?? null,
     tunedFor: model.tuned?.task ?? null,
+    fourBitsLack: machine.fourBitsLack,
   });
   if (way.ok || way.refusal.param !== "model") return way;
   const would = known.find((candidate) => familiesFor(rows).includes(candidate.family));

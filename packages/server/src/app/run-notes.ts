@@ -1,4 +1,5 @@
 /** What a run's log says about the decisions made for it. Pure. */
+import type { Method } from "@fettle/contract";
 import type { RowFacts } from "./held-out.js";
 import type { Chosen } from "../domain/compatibility.js";
 import { type Choice, notUsed } from "../domain/hyperparameters.js";
@@ -19,6 +20,17 @@ export function reasonNotes({ task, method, taskReason, methodReason }: Chosen):
     notes.push({ level: "info", message: `Method chosen: ${method}, because ${methodReason}.` });
   return notes;
 }
+
+export const fourBitNotes = (method: Method): Note[] =>
+  method !== "qlora"
+    ? []
+    : [
+        {
+          level: "info",
+          message:
+            "The base is kept in 4 bits while the adapter is trained. The adapter is saved for the base as it is, and served, merged and exported over that: its answers there differ a little from those in training.",
+        },
+      ];
 
 export function teacherNotes(teacher: Teacher | null): Note[] {
   if (teacher === null) return [];

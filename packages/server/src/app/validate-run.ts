@@ -5,7 +5,7 @@ import { decideRun, type Decision } from "./decide-run.js";
 import { adapterOf } from "./adapter-of.js";
 import type { AppDeps } from "./deps.js";
 import { surveyRows } from "./held-out.js";
-import { resolveModel } from "./models.js";
+import { type ResolvedModel, resolveModel } from "./models.js";
 import type { FileRecord, NewRunEvent } from "./ports.js";
 import { minTrainingRows } from "./process-file.js";
 import { teacherOf } from "./teacher.js";
@@ -20,6 +20,8 @@ export interface Machine {
   name: string;
   /** Floating point operations a second of a product of matrices on all cores; null: not measured yet. */
   product(): number | null;
+  /** Why no base can be kept in 4 bits; null: one can. Takes seconds, so it is asked only where it matters. */
+  fourBitsLack(): Promise<string | null>;
 }
 
 export interface ValidateRunDeps extends Pick<AppDeps, "store" | "blobs" | "catalogue" | "clock" | "ids"> {
@@ -76,7 +78,7 @@ async function decide(
       teacher,
       adapter: await adapterOf(deps, { projectId: run.projectId, model }),
       facts,
-      machine: { ...deps.machine, product: deps.machine.product() },
+      machine: { ...deps.machine, product: deps.machine.product(), fourBitsLack: await fourBitsLack(deps, run, model) },
       trained: await trainedHere(deps.store, { projectId: run.projectId, machine: deps.machine.name, known }),
       known,
       training: files.training.report,
@@ -89,6 +91,12 @@ async function decide(
     throw error;
   }
 }
+
+const fourBitsLack = async (
+  { machine }: ValidateRunDeps,
+  run: Run,
+  { tuned }: ResolvedModel,
+): Promise<string | null> => ([run.request.method, tuned?.method].includes("qlora") ? machine.fourBitsLack() : null);
 
 const fileOf = (
   deps: Pick<AppDeps, "store">,

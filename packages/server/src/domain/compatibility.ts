@@ -61,6 +61,8 @@ export interface Wanted {
   tunedBy: Method | null;
   /** And for which task. */
   tunedFor: Task | null;
+  /** Why no base can be kept in 4 bits on this machine; null: one can, or nobody asks. */
+  fourBitsLack: string | null;
 }
 
 export interface Chosen {
@@ -88,8 +90,8 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     const [method, methodReason] = defaultMethod(wanted, way);
     return decided({ task: way.task, method, taskReason, methodReason });
   }
-  const missing = unbuilt[wanted.method];
-  if (missing !== undefined) return refused("incompatible_method", "method", missing);
+  if (wanted.method === "qlora" && wanted.fourBitsLack !== null)
+    return refused("incompatible_method", "method", noFourBits(wanted.fourBitsLack));
   const methods = methodsOf(way);
   if (!methods.includes(wanted.method)) {
     const works = listed(methods.map((name) => `"${name}"`));
@@ -106,13 +108,13 @@ export function chooseWay(wanted: Wanted): Decided<Chosen> {
     );
   }
   const { tunedBy } = wanted;
-  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method !== tunedBy && !folds(tunedBy, wanted.method))
+  if (tunedBy !== null && leavesAdapter(tunedBy) && !goesOn(tunedBy, wanted.method) && !folds(tunedBy, wanted.method))
     return refused(
       "incompatible_method",
       "method",
       `${wanted.model} is an adapter made with the method "${tunedBy}": it can only be gone on from with the same. Use "${tunedBy}", or begin from its base model.`,
     );
-  if (tunedBy !== null && leavesAdapter(tunedBy) && wanted.method === tunedBy && needsNewOutput(wanted, way.task))
+  if (tunedBy !== null && leavesAdapter(tunedBy) && goesOn(tunedBy, wanted.method) && needsNewOutput(wanted, way.task))
     return refused(
       "incompatible_method",
       "method",
@@ -129,13 +131,10 @@ const methodsOf = ({ family, task, methods }: Way): Method[] => [
   ...methods.flatMap((method) => [method, ...(kin[method] ?? [])]),
   ...(family === "decoder" && (task === "chat" || task === "pretraining") ? (["prompt", "prefix"] as const) : []),
 ];
-const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3"], full: ["freeze"] };
+const kin: Partial<Record<Method, Method[]>> = { lora: ["rslora", "dora", "ia3", "qlora"], full: ["freeze"] };
 
-/** Methods that no model and no task can be tuned with, and why. */
-const unbuilt: Partial<Record<Method, string>> = {
-  qlora:
-    'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
-};
+const noFourBits = (lack: string): string =>
+  `The method "qlora" keeps the base in 4 bits, by an NVIDIA GPU and the package bitsandbytes, but ${lack}. Use the method "lora": it trains the same adapter over the base as it is.`;
 
 /** For the documentation: what each family does, and by which methods; the first is the default. */
 export const matrix = ways.map((way) => ({
@@ -144,6 +143,10 @@ export const matrix = ways.map((way) => ({
   rows: way.rows.map((kind) => rowWords[kind]),
   methods: methodsOf(way),
 }));
+
+/** An adapter is one of LoRA's, in however many bits its base lay. */
+const goesOn = (tunedBy: Method, method: Method): boolean =>
+  [tunedBy, method].every((one) => one === "lora" || one === "qlora") || tunedBy === method;
 
 /** Whether the weights take the adapter in before they are trained. Virtual tokens are no change of a weight. */
 const folds = (tunedBy: Method, method: Method): boolean => !readsVirtualTokens(tunedBy) && !leavesAdapter(method);
@@ -166,6 +169,8 @@ function defaultMethod(wanted: Wanted, way: Way): [Method, string] {
   const { tunedBy, family, numParameters } = wanted;
   if (tunedBy !== null && leavesAdapter(tunedBy) && !readsVirtualTokens(tunedBy) && needsNewOutput(wanted, way.task))
     return ["full", "the task needs a new output, so the adapter to go on from is folded into its base first"];
+  if (tunedBy === "qlora" && wanted.fourBitsLack !== null)
+    return ["lora", `the model to go on from is an adapter made with qlora, and ${wanted.fourBitsLack}`];
   if (tunedBy !== null && leavesAdapter(tunedBy))
     return [tunedBy, `the model to go on from is an adapter made with ${tunedBy}`];
   if (family !== "decoder" && numParameters < smallParameters)

@@ -57,7 +57,8 @@ export function trainedParameters(size: ModelSize, { method, loraR, trainableLay
 /** Bytes at the peak of training. */
 export function memoryBytes(size: ModelSize, load: Load): number {
   const trained = trainedParameters(size, load);
-  const frozen = load.method === "full" ? 0 : size.numParameters * float;
+  // A base in 4 bits is loaded in 16 before it is made small.
+  const frozen = load.method === "full" ? 0 : size.numParameters * (load.method === "qlora" ? float / 2 : float);
   const tokens = load.batchSize * load.length;
   // A frozen body keeps nothing for a backward pass: one layer's worth at a time.
   const { method, trainableLayers = 1 } = load;

@@ -23,7 +23,7 @@ export const methodFacts: Record<Method, MethodFacts> = {
     hasRank: true,
   },
   qlora: {
-    trains: "as lora, over a base kept in 4 bits; not in this version, which refuses it",
+    trains: "as lora, over a base kept in 4 bits, a quarter of the memory; on a GPU alone ([more](gpu.md#qlora))",
     leaves: "adapter",
     hasRank: true,
   },

@@ -48,6 +48,7 @@ const wanted: Wanted = {
   method: null,
   tunedBy: null,
   tunedFor: null,
+  fourBitsLack: null,
 };
 
 describe("chooseWay", () => {
@@ -74,6 +75,12 @@ describe("chooseWay", () => {
     [{ family: "encoder", rows: "classification", method: "ia3" }, "classification", "ia3"],
     [{ family: "encoder", rows: "classification", numParameters: 22e6, tunedBy: "lora" }, "classification", "lora"],
     [{ rows: "preference", tunedBy: "lora", tunedFor: "chat" }, "preference", "lora"],
+    [{ method: "qlora" }, "chat", "qlora"],
+    [{ family: "encoder", rows: "entities", method: "qlora" }, "token_classification", "qlora"],
+    [{ tunedBy: "qlora", tunedFor: "chat" }, "chat", "qlora"],
+    [{ tunedBy: "qlora", tunedFor: "chat", method: "lora", fourBitsLack: "there is no GPU" }, "chat", "lora"],
+    [{ tunedBy: "lora", tunedFor: "chat", method: "qlora" }, "chat", "qlora"],
+    [{ tunedBy: "qlora", tunedFor: "chat", fourBitsLack: "there is no GPU" }, "chat", "lora"],
     [{ rows: "chat", tunedBy: "lora", tunedFor: "pretraining", method: "full" }, "chat", "full"],
     [{ rows: "classification", tunedBy: "lora", tunedFor: "chat" }, "classification", "full"],
   ])("%j -> %s by %s", (change, task, method) => {
@@ -97,15 +104,19 @@ describe("chooseWay refuses", () => {
     ],
     [
       { method: "head" },
-      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze", "prompt" or "prefix".',
+      'The method "head" cannot do the task "chat" with m. A head is what is put on top for classification; chat uses the model\'s own output. Use the method "lora", "rslora", "dora", "ia3", "qlora", "full", "freeze", "prompt" or "prefix".',
     ],
     [
       { rows: "classification", method: "prompt" },
-      'The method "prompt" cannot do the task "classification" with m. Virtual tokens are read before a text that a decoder goes on with. Use the method "lora", "rslora", "dora", "ia3", "full", "freeze" or "head".',
+      'The method "prompt" cannot do the task "classification" with m. Virtual tokens are read before a text that a decoder goes on with. Use the method "lora", "rslora", "dora", "ia3", "qlora", "full", "freeze" or "head".',
     ],
     [
-      { method: "qlora" },
-      'The method "qlora" keeps the base in 4 bits, which needs the kernels of an NVIDIA GPU: this version has none, and a CPU none at all. Use the method "lora": it trains the same adapter over the base as it is.',
+      { method: "qlora", fourBitsLack: "PyTorch sees no GPU here" },
+      'The method "qlora" keeps the base in 4 bits, by an NVIDIA GPU and the package bitsandbytes, but PyTorch sees no GPU here. Use the method "lora": it trains the same adapter over the base as it is.',
+    ],
+    [
+      { method: "qlora", tunedBy: "rslora" },
+      'm is an adapter made with the method "rslora": it can only be gone on from with the same. Use "rslora", or begin from its base model.',
     ],
     [
       { method: "lora", tunedBy: "dora" },
@@ -147,6 +158,7 @@ describe("the matrix", () => {
       task: null,
       method: null,
       tunedFor: null,
+      fourBitsLack: null,
       tunedBy: null,
       ...one,
     });
@@ -160,8 +172,10 @@ describe("the matrix", () => {
     expect(new Set(accepted)).toEqual(new Set(stated));
   });
 
-  it("each refusal names something that works instead", () => {
-    for (const one of every) {
+  it("each refusal names something that works instead, also on a machine without a GPU", () => {
+    const lacking = every.map((one) => ({ ...one, fourBitsLack: "PyTorch sees no GPU here" }));
+    expect(lacking.filter((one) => one.method === "qlora" && choose(one).ok)).toEqual([]);
+    for (const one of [...every, ...lacking]) {
       const chosen = choose(one);
       if (chosen.ok) continue;
       const { message } = chosen.refusal;
@@ -383,6 +397,7 @@ describe("estimates", () => {
     expect(memoryBytes(smollm, { ...load, length: 1024 })).toBeGreaterThan(base);
     expect(memoryBytes(smollm, { ...load, method: "full" })).toBeGreaterThan(base);
     expect(memoryBytes(smollm, { ...load, generates: false })).toBeLessThan(base);
+    expect(base - memoryBytes(smollm, { ...load, method: "qlora" })).toBe(smollm.numParameters * 2);
     expect(memoryBytes(smollm, { ...load, method: "head", generates: false })).toBeLessThan(base);
   });
 

@@ -42,6 +42,26 @@ describe("validateRun", () => {
     expect(await validate()).toBe("gone");
   });
 
+  it("keeps a base in 4 bits where the machine can, and asks that only where it matters", async () => {
+    const request = (method: "lora" | "qlora"): NonNullable<Setting["run"]> => ({
+      request: { suffix: null, task: null, method, hyperparameters: {}, integrations: null },
+    });
+    const able = await world({ run: request("qlora") });
+    expect(await able.validate()).toBe("queued");
+    expect(able.run().method).toBe("qlora");
+    expect(able.events.map(({ message }) => message).join()).toContain("The base is kept in 4 bits");
+    const lack = { fourBitsLack: "the package bitsandbytes is not installed" };
+    const unable = await world({ ...lack, run: request("qlora") });
+    expect(await unable.validate()).toBe("failed");
+    expect(unable.run().error).toMatchObject({ code: "incompatible_method", param: "method" });
+    expect(unable.run().error?.message).toContain(
+      'but the package bitsandbytes is not installed. Use the method "lora"',
+    );
+    const other = await world({ ...lack, run: request("lora") });
+    expect(await other.validate()).toBe("queued");
+    expect([able, unable, other].map(({ fourBitsAsked }) => fourBitsAsked())).toEqual([1, 1, 0]);
+  });
+
   it.each([
     ["held out of the training file", {}, "runs/ftjob-1/rows/validation.jsonl"],
     ["of a validation file", { validationRows: [chatRow(1)] }, "files/file-v/rows.jsonl"],

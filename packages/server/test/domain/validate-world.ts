@@ -65,6 +65,8 @@ export interface Setting {
   memoryBytes?: number;
   /** Of a product of matrices, in operations a second. */
   product?: number;
+  /** Why no base can be kept in 4 bits. */
+  fourBitsLack?: string;
   /** Runs that succeeded before, the newest first. */
   succeeded?: Run[];
   validationRows?: CanonicalRow[];
@@ -168,6 +170,7 @@ export async function world({
       },
     },
   } as unknown as Store;
+  let fourBitsAsked = 0;
   const deps = {
     store,
     blobs,
@@ -184,6 +187,10 @@ export async function world({
       cores: 2,
       name: "two cores",
       product: () => setting.product ?? null,
+      fourBitsLack: async () => {
+        fourBitsAsked += 1;
+        return setting.fourBitsLack ?? null;
+      },
     },
   } satisfies ValidateRunDeps & { exporter: FakeExporter };
   const text = async (key: string): Promise<string> => {
@@ -191,7 +198,14 @@ export async function world({
     for await (const part of (await blobs.get(key)) ?? []) parts.push(part);
     return Buffer.concat(parts).toString();
   };
-  return { validate: () => validateRun(deps, run), run: () => run, events, deps, text };
+  return {
+    validate: () => validateRun(deps, run),
+    run: () => run,
+    events,
+    deps,
+    text,
+    fourBitsAsked: () => fourBitsAsked,
+  };
 }
 
 /** In pieces that cut lines apart. */

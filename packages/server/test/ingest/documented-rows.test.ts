@@ -29,6 +29,7 @@ it.each(documented)("$task is what its row makes of a model", async ({ task, row
       method: null,
       tunedBy: null,
       tunedFor: null,
+      fourBitsLack: null,
     }),
   );
   expect(chosen.flatMap((one) => (one.ok ? [one.value.task] : []))).toContain(task);

@@ -6,7 +6,7 @@
 Frozen weights are held once, in the type of the products; each layer's own weight becomes a view of them.
 What is trained stays in fp32, and a copy in the type of the products is renewed after each optimiser step.
 Gradients go into `grad` past autograd, where they lie in one place for good: new memory each step costs
-more than the sums.
+more than the sums. A frozen weight in 4 bits is made whole for each product, and kept by none.
 
 Legend: T tokens, I inputs, O outputs of a product, R ranks of all adapters together, r of a product's.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..adapters import LoraLinear
+from ..four_bits import Linear4
 
 
 class _Layer:
@@ -26,10 +27,17 @@ class _Layer:
 
     def __init__(self, layer: nn.Module) -> None:
         self.adapter = layer if isinstance(layer, LoraLinear) else None
-        base = cast("nn.Linear", layer.base if isinstance(layer, LoraLinear) else layer)
-        self.weight = base.weight
-        self.bias = cast("nn.Parameter | None", base.bias)
+        base = cast("nn.Linear | Linear4", layer.base if isinstance(layer, LoraLinear) else layer)
+        self.small = base if isinstance(base, Linear4) else None
+        # Of a layer in 4 bits an empty one: it has no weight until it is made.
+        self.weight = base.weight if isinstance(base, nn.Linear) else base.packed.new_empty(0)
+        self.shape = base.weight.shape if isinstance(base, nn.Linear) else base.shape
+        self.bias: nn.Parameter | None = base.bias
         self.rank = 0 if self.adapter is None else int(self.adapter.lora_A.shape[0])
+
+    def whole(self) -> Tensor:
+        """The weight; of 4 bits made anew."""
+        return self.weight if self.small is None else self.small.weight
 
 
 class _Gradient:
@@ -57,13 +65,26 @@ class _Product:
 
     def __init__(self, layers: Sequence[_Layer], dtype: torch.dtype) -> None:
         self._layers = layers
-        self.sizes = [int(one.weight.shape[0]) for one in layers]
+        self._dtype, self.device = dtype, layers[0].weight.device
+        self.sizes = [int(one.shape[0]) for one in layers]
+        self.inputs = int(layers[0].shape[1])
         self.rank = sum(one.rank for one in layers)
         self.trains_weight = any(one.weight.requires_grad for one in layers)
         self.trains_bias = any(one.bias is not None and one.bias.requires_grad for one in layers)
-        self.weight, self.bias = _joined(layers, dtype, keep=self.trains_weight)
-        self.up = torch.zeros(sum(self.sizes), self.rank, dtype=dtype, device=self.weight.device)
+        # None where a layer is in 4 bits.
+        self.kept, self.bias = _joined(layers, dtype, keep=self.trains_weight)
+        self.up = torch.zeros(sum(self.sizes), self.rank, dtype=dtype, device=self.device)
         self.gradients = [_Gradient() for _ in range(2 + len(layers))]
+
+    @property
+    def weight(self) -> Tensor:
+        """O x I; of layers in 4 bits made anew."""
+        return self._made() if self.kept is None else self.kept
+
+    @torch.no_grad()
+    def _made(self) -> Tensor:
+        parts = [one.whole().to(self._dtype) for one in self._layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def blocks(self, of_OR: Tensor) -> list[tuple[LoraLinear, Tensor]]:
         """Each adapter and its block on the diagonal."""
@@ -114,8 +135,8 @@ class Projection:
         self.products = [_Product([one], dtype) for one in own] if apart else [_Product(own, dtype)]
         self.adapters = [one.adapter for one in own if one.adapter is not None]
         self.ranks = [one.rank for one in own if one.adapter is not None]
-        weight = self.products[0].weight
-        self.down = torch.zeros(sum(self.ranks), weight.shape[1], dtype=dtype, device=weight.device)
+        device = self.products[0].device
+        self.down = torch.zeros(sum(self.ranks), self.products[0].inputs, dtype=dtype, device=device)
         self.scale = _scale(self.adapters, self.ranks, self.down)
         self._down_gradient = _Gradient()
         self._copies = [copy for product in self.products for copy in product.copies()]
@@ -123,7 +144,7 @@ class Projection:
         self._copies += [(part, one.lora_A.detach()) for part, one in zip(parts, self.adapters, strict=True)]
         # What makes the output part of the graph, as nothing that is trained is seen by autograd.
         trained = bool(self.adapters) or any(one.trains_weight or one.trains_bias for one in self.products)
-        self._anchor = torch.zeros((), device=weight.device, requires_grad=True) if trained else None
+        self._anchor = torch.zeros((), device=device, requires_grad=True) if trained else None
         self.refresh()
 
     @property
@@ -177,7 +198,7 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, x_TI: Tensor, projection: Projection, _: Tensor | None) -> tuple[Tensor, ...]:
         products = projection.products
         found = tuple(functional.linear(x_TI, one.weight, one.bias) for one in products)
-        kept = [x_TI, projection.down, *(one.weight for one in products), *(one.up for one in products)]
+        kept = [x_TI, projection.down, *(one.kept for one in products), *(one.up for one in products)]
         if projection.adapters:
             low_TR = torch.mm(x_TI, projection.down.t()).mul_(projection.scale)
             kept.append(low_TR)
@@ -192,16 +213,13 @@ class _Products(torch.autograd.Function):
         projection = cast("Projection", ctx.projection)
         products = projection.products
         x_TI, down_RI, *rest = cast("tuple[Tensor, ...]", ctx.saved_tensors)
-        weights, ups, low = (
-            rest[: len(products)],
-            rest[len(products) : 2 * len(products)],
-            rest[2 * len(products) :],
-        )
+        weights = cast("list[Tensor | None]", rest[: len(products)])
+        ups, low = rest[len(products) : 2 * len(products)], rest[2 * len(products) :]
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.mm(gradients[0], weights[0])
-            for grad_TO, weight_OI in zip(gradients[1:], weights[1:], strict=True):
-                grad_x.addmm_(grad_TO, weight_OI)
+            for grad_TO, one, kept_OI in zip(gradients, products, weights, strict=True):
+                weight_OI = one.weight if kept_OI is None else kept_OI
+                grad_x = torch.mm(grad_TO, weight_OI) if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
         for one, grad_TO in zip(products, gradients, strict=True):
             one.take(grad_TO, x_TI)
         for low_TR in low:
@@ -234,17 +252,22 @@ def _scale(adapters: Sequence[LoraLinear], ranks: Sequence[int], like: Tensor) -
 
 
 @torch.no_grad()
-def _joined(layers: Sequence[_Layer], dtype: torch.dtype, *, keep: bool) -> tuple[Tensor, Tensor | None]:
+def _joined(
+    layers: Sequence[_Layer], dtype: torch.dtype, *, keep: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """`keep`: the layers' own weights stay where they are."""
     first = layers[0]
-    if len(layers) == 1 and first.weight.dtype == dtype:
+    if len(layers) == 1 and first.small is None and first.weight.dtype == dtype:
         return first.weight.detach(), None if first.bias is None else first.bias.detach()
-    weight = torch.cat([one.weight.to(dtype) for one in layers])
     bias = None
     if any(one.bias is not None for one in layers):
+        none = torch.zeros((), dtype=dtype, device=first.weight.device)
         bias = torch.cat(
-            [weight.new_zeros(len(one.weight)) if one.bias is None else one.bias.to(dtype) for one in layers]
+            [none.expand(one.shape[0]) if one.bias is None else one.bias.to(dtype) for one in layers]
         )
+    if any(one.small is not None for one in layers):
+        return None, bias
+    weight = torch.cat([one.weight.to(dtype) for one in layers])
     if not keep:
         for one, part in zip(layers, torch.split(weight, [len(one.weight) for one in layers]), strict=True):
             if one.weight.dtype == dtype:
