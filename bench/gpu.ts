@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- gpu [--json] [--python FILE] [--dry] [--only WORK] [--minutes 9]`: the trainer on a GPU beside TRL.
+ * `npm run bench -- gpu [--json] [--python FILE] [--dry] [--only WORK,WORK] [--minutes 9]`: the trainer on a GPU beside TRL.
  *
  * `--python` names an interpreter with torch, transformers and peft for the GPU (and trl, datasets, liger-kernel for
  * the peers): the product's own environment has PyTorch for CPUs. Without it, `python3`. Where there is no npm,

@@ -25,6 +25,7 @@ import {
   type RunRecord,
   tokensPerSecond,
 } from "./trainer/statistics.js";
+import { vectorsDifference } from "./trainer/vectors.js";
 import { type Flags, hyperparametersOf, type Work, works } from "./trainer/works.js";
 
 interface Options {
@@ -59,6 +60,8 @@ interface Row {
   peer_first_step_s: number;
   wall_s: number;
   peer_wall_s: number;
+  /** Of the model that we saved: our server's vectors beside those that the peer makes. Null for other tasks. */
+  vectors_max_diff: number | null;
   /** Null where no product stands between a token and the answer. */
   roofline_fraction: number | null;
   pairs: number;
@@ -101,8 +104,8 @@ interface Comparison extends Side {
   flags: Flags;
 }
 
-const describeRows = ({ lengths, targetLengths }: Work): string =>
-  `${lengths.least} to ${lengths.most} tokens, ${lengths.mean} in the middle${targetLengths === null ? "" : `; written ${targetLengths.mean}`}`;
+const describeRows = ({ task, lengths, targetLengths }: Work): string =>
+  `${lengths.least} to ${lengths.most} tokens, ${lengths.mean} in the middle${targetLengths === null ? "" : `; ${task === "embedding" ? "beside" : "written"} ${targetLengths.mean}`}`;
 
 /** Index of the step from whose end the rate counts. */
 const ratedFrom = (work: Work, { steps }: RunRecord): number =>
@@ -148,6 +151,7 @@ async function compare({ setting, python, kind, flags }: Comparison, pairs: numb
     held_out_rel_diff: differences.length === 0 ? null : Math.max(...differences),
     same_batches: sameBatches,
     losses: { ours: lossesOf(ours[0] as RunRecord), peer: lossesOf(matched) },
+    vectors_max_diff: work.task === "embedding" ? await vectorsDifference(setting, python) : null,
     tokens_per_s: rate,
     peer_tokens_per_s: of(peers, rateOf),
     rss_bytes: of(ours, (one) => one.peakRssBytes),

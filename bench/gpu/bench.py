@@ -1,4 +1,4 @@
-"""``bench.py [--json FILE] [--dry] [--only WORK] [--minutes 9]``: our trainer on the GPU beside TRL's.
+"""``bench.py [--json FILE] [--dry] [--only WORK,WORK] [--minutes 9]``: our trainer on the GPU beside TRL's.
 
 The sides take turns, each in a process of its own, with the same weights and rows.
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU: does it run at all?")
-    parser.add_argument("--only")
+    parser.add_argument("--only", default="", help="works, with commas between them")
     parser.add_argument("--minutes", type=float, default=9)
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
@@ -38,9 +38,8 @@ def main() -> None:
         "rows": [],
     }
     print(json.dumps(report["machine"]), json.dumps(report["check"], indent=1), sep="\n", flush=True)
-    works = {
-        name: work for name, work in (DRY if options.dry else WORKS).items() if options.only in (None, name)
-    }
+    known, wanted = DRY if options.dry else WORKS, options.only.split(",")
+    works = {name: work for name, work in known.items() if wanted == [""] or name in wanted}
     found = {name: {side: list[dict[str, Any]]() for side in SIDES} for name in works}
     report["runs"] = []
     for pair in range(max(work.pairs for work in works.values())):
@@ -73,7 +72,8 @@ def main() -> None:
 
 
 def sides_of(work: Work) -> tuple[str, ...]:
-    return SIDES[:1] if work.method == "qlora" else SIDES
+    """Peers are for what both do by default; these are compared with ours."""
+    return SIDES[:1] if work.method == "qlora" or work.keeps != "everything" else SIDES
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def gradients(device: str) -> dict[str, Any]:
     from fettle_trainer.data import TokenRows
     from fettle_trainer.kernels import enable
     from fettle_trainer.models import Loaded
+    from fettle_trainer.recompute import compute_again
     from fettle_trainer.step import Stepper
 
     rows = [[5 + (7 * i * j) % 300 for j in range(length)] for i, length in enumerate((70, 3, 129, 33), 1)]
@@ -81,15 +82,25 @@ def gradients(device: str) -> dict[str, Any]:
             start_id=0,
             kernels=kernels,
         )
-        Stepper(loaded, "chat", dtype=torch.bfloat16).train_step(flat, [[0, 1, 2], [3]], lambda _: None)
-        worst = max(
-            float((value.grad - plain[key]).norm() / plain[key].norm().clamp(min=1e-9))
-            for key, value in trainable.items()
-            if value.grad is not None
-        )
-        answer[f"{method} gradients, largest relative difference to fp32"] = worst
+        stepper = Stepper(loaded, "chat", dtype=torch.bfloat16)
+        stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)
+        answer[f"{method} gradients, largest relative difference to fp32"] = worst(trainable, plain)
         answer[f"{method} without gradient"] = [key for key, value in trainable.items() if value.grad is None]
+        once = {key: value.grad.clone() for key, value in trainable.items() if value.grad is not None}
+        for keeps in ("inputs", "nothing"):
+            compute_again(model, offload=keeps == "nothing")
+            stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)
+            answer[f"{method} gradients, layers keeping {keeps}"] = worst(trainable, once)
     return answer
+
+
+def worst(trainable: dict[str, Any], expected: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of a gradient."""
+    return max(
+        float((value.grad - expected[key]).norm() / expected[key].norm().clamp(min=1e-9))
+        for key, value in trainable.items()
+        if value.grad is not None
+    )
 
 
 def runs(device: str) -> dict[str, Any]:

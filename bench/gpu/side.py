@@ -56,6 +56,7 @@ def run_ours(work: Work, device: str, clock: Clock) -> dict[str, Any]:
     from fettle_trainer.kernels import enable
     from fettle_trainer.models import Loaded
     from fettle_trainer.packing import enable as enable_packing
+    from fettle_trainer.recompute import compute_again
     from fettle_trainer.step import Stepper
 
     rows = make_rows(work)
@@ -68,6 +69,8 @@ def run_ours(work: Work, device: str, clock: Clock) -> dict[str, Any]:
         same_adapters(model)
     if work.method == "qlora":
         keep_in_four_bits(model, (), torch.device(device))
+    if work.keeps != "everything":
+        compute_again(model, offload=work.keeps == "nothing")
     kernels, reason = enable(model, torch.bfloat16)
     packed = kernels is not None or enable_packing(model, torch.bfloat16)
     starts = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0).tolist()])

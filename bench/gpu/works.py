@@ -37,7 +37,8 @@ TINY = {
 
 @dataclass(frozen=True)
 class Work:
-    """`mean` and `spread` of log-normal lengths between `least` and `most`; a spread of 0 is one length."""
+    """`mean` and `spread` of log-normal lengths between `least` and `most`; a spread of 0 is one length.
+    `keeps`: as in the trainer's memory_layers.py."""
 
     method: str
     shape: dict[str, Any]
@@ -49,6 +50,7 @@ class Work:
     peer_batch: int
     steps: int
     pairs: int
+    keeps: str = "everything"
 
 
 WORKS = {
@@ -56,11 +58,15 @@ WORKS = {
     "full-long": Work("full", QWEN3_06B, 4, 4096, 0.0, 4096, 4096, 2, 8, 1),
     "lora-8b": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 8, 3),
     "qlora-8b": Work("qlora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 8, 1),
+    "lora-8b-again": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 6, 1, keeps="inputs"),
+    "lora-8b-offloaded": Work("lora", QWEN3_8B, 8, 1024, 0.0, 1024, 1024, 8, 6, 1, keeps="nothing"),
 }
 DRY = {
     "full-short": Work("full", TINY, 8, 30, 0.6, 8, 64, 4, 6, 1),
     "lora-8b": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1),
     "qlora-8b": Work("qlora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1),
+    "lora-8b-again": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1, keeps="inputs"),
+    "lora-8b-offloaded": Work("lora", TINY, 4, 32, 0.0, 32, 32, 4, 6, 1, keeps="nothing"),
 }
 WARM = 3
 SEED = 7

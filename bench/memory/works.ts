@@ -20,7 +20,7 @@ const named = (name: string): Work => {
   return found;
 };
 
-const other = (name: string, kind: string, { dtype = "bfloat16", ...change }: Change): MemoryWork => ({
+const other = (name: string, kind: string, { dtype = "auto", ...change }: Change): MemoryWork => ({
   name,
   work: { ...named(kind), ...change, name },
   heldOut: true,
@@ -28,7 +28,10 @@ const other = (name: string, kind: string, { dtype = "bfloat16", ...change }: Ch
 });
 
 export const memoryWorks: readonly MemoryWork[] = [
-  ...works.map((work): MemoryWork => ({ name: work.name, work, heldOut: false, dtype: "bfloat16" })),
+  // The prediction knows nothing of embeddings but what it knows of encoders.
+  ...works.map((work): MemoryWork => {
+    return { name: work.name, work, heldOut: work.kind === "embeddings", dtype: "bfloat16" };
+  }),
   other("decoder-lora-4-rows", "decoder-lora", { rowsPerStep: 4, defaultSteps: 16 }),
   other("decoder-full-half", "decoder-full", { numLayers: 15, rowsPerStep: 4 }),
   other("encoder-12-layers", "encoder", { numLayers: 12, rowsPerStep: 16, defaultSteps: 30 }),

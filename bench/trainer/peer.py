@@ -24,6 +24,9 @@ from transformers import (
 )
 
 IGNORED = -100
+# Rows whose texts are answers to each other in an evaluation, as our trainer has it (joint.py).
+EVALUATED_TOGETHER = 64
+SCALE = 20.0
 
 
 @dataclass
@@ -46,7 +49,8 @@ def counted(trainer_class: Any, record: Record) -> Any:
 
     class Counted(trainer_class):
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-            record.num_tokens += int(inputs["attention_mask"].sum())
+            masks = [mask for name, mask in inputs.items() if name.endswith("attention_mask")]
+            record.num_tokens += sum(int(mask.sum()) for mask in masks)
             if "decoder_input_ids" in inputs:
                 record.num_tokens += int((inputs["labels"] != IGNORED).sum())
             return super().training_step(model, inputs, *rest, **more)
@@ -148,7 +152,60 @@ def seq2seq_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: 
     )
 
 
-MAKERS = {"classification": encoder_trainer, "chat": decoder_trainer, "seq2seq": seq2seq_trainer}
+def embedding_trainer(config: dict[str, Any], rows: list[dict[str, Any]], record: Record) -> Any:
+    """Its own collator fills up token ids that are there already, each column by itself as with texts."""
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    trunk = Transformer(str(Path(config["folder"]) / "model"))
+    model = SentenceTransformer(
+        modules=[trunk, Pooling(trunk.get_embedding_dimension(), "mean")], device="cpu"
+    )
+    flags = dict(config["flags"])
+    if flags.pop("train_sampling_strategy", None) == "sequential":
+        flags["batch_sampler"] = in_sequence
+    pairs = [texts_of(row) for row in rows]
+    data = Dataset.from_list([{"anchor": anchor, "positive": positive} for anchor, positive in pairs])
+
+    def filled(ids: list[list[int]], **_: Any) -> Any:
+        return trunk.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+
+    return counted(SentenceTransformerTrainer, record)(
+        model=model,
+        args=SentenceTransformerTrainingArguments(**arguments({**config, "flags": flags})),
+        train_dataset=data,
+        loss=MultipleNegativesRankingLoss(model, scale=SCALE),
+        data_collator=SentenceTransformerDataCollator(preprocess_fn=filled),
+        callbacks=[record],
+    )
+
+
+def in_sequence(data: Any, *, batch_size: int, drop_last: bool, **_: Any) -> Any:
+    """A batch sampler as its documentation lets one give: the rows as they lie."""
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from torch.utils.data import SequentialSampler
+
+    return DefaultBatchSampler(SequentialSampler(data), batch_size=batch_size, drop_last=drop_last)
+
+
+def texts_of(row: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each text of a row."""
+    return [part.tolist() for part in torch.tensor(row["ids"]).split(row["labels"])]
+
+
+MAKERS = {
+    "classification": encoder_trainer,
+    "chat": decoder_trainer,
+    "seq2seq": seq2seq_trainer,
+    "embedding": embedding_trainer,
+}
 
 
 def losses_of(model: Any, task: str, row: dict[str, Any]) -> tuple[float, int]:
@@ -164,10 +221,32 @@ def losses_of(model: Any, task: str, row: dict[str, Any]) -> tuple[float, int]:
     return float(total), int((labels != IGNORED).sum())
 
 
+def ranking_loss(model: Any, rows: list[dict[str, Any]]) -> float:
+    """Mean over rows, each among those of its part, longest first."""
+    rows = sorted(rows, key=lambda row: -len(row["ids"]))
+    total = 0.0
+    for start in range(0, len(rows), EVALUATED_TOGETHER):
+        texts = [texts_of(row) for row in rows[start : start + EVALUATED_TOGETHER]]
+        anchors, positives = (
+            functional.normalize(torch.cat([vector_of(model, ids) for ids in side]), dim=-1)
+            for side in zip(*texts, strict=True)
+        )
+        right = torch.arange(len(texts))
+        total += float(functional.cross_entropy(SCALE * anchors @ positives.T, right, reduction="sum"))
+    return total / len(rows)
+
+
+def vector_of(model: Any, ids: list[int]) -> torch.Tensor:
+    features = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    return model(features)["sentence_embedding"].float()
+
+
 @torch.no_grad()
 def held_out_loss(model: Any, task: str, rows: list[dict[str, Any]]) -> float:
     """Mean over learnt tokens, or over rows; one row at a time, so that no padding can matter."""
     model.eval()
+    if task == "embedding":
+        return ranking_loss(model, rows)
     found = [losses_of(model, task, row) for row in rows]
     return sum(loss for loss, _ in found) / sum(count for _, count in found)
 
@@ -186,7 +265,7 @@ def main() -> None:
     held_out = None
     if config["evaluate"]:
         held_out = held_out_loss(trainer.model, config["task"], tokens["held_out"])
-    names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
+    names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "sentence-transformers"]
     result = {
         "steps": record.steps,
         "held_out_loss": held_out,

@@ -2,7 +2,8 @@
 batches, and the first adapter. ``prepare.py CONFIG.json``; runs in the trainer's own environment.
 
 Folder layout: model/, rows.jsonl, held_out.jsonl, adapter/ (LoRA alone), tokens.json
-{"train": [{"ids": [...], "labels": [...] | int}], "held_out": [...], "windows": [[row, ...], ...]}.
+{"train": [{"ids": [...], "labels": [...] | int}], "held_out": [...], "windows": [[row, ...], ...]}; of a pair
+of texts `ids` holds both, and `labels` the length of each.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,19 +26,25 @@ from fettle_trainer.collate import epoch_windows
 from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
 from fettle_trainer.fetch import fetch
 from fettle_trainer.prompt import PromptEncoder
-from rows import RowLengths, chat_rows, classification_rows, pair_rows, whole_words
+from rows import RowLengths, chat_rows, classification_rows, embedding_rows, pair_rows, whole_words
 
 IGNORED = -100
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def make_model(config: dict[str, Any], folder: Path) -> None:
-    """The bundled model; for classification with a head drawn from the seed, dropout off on both sides."""
+    """The bundled model; an encoder with dropout off on both sides, for classification with a head drawn from
+    the seed."""
     if config["model"] == "t5-small-shape":
         make_t5(config, folder / "model")
         return
     source = fetch(config["model"], folder / "bundled", lambda *_: None)
     layers = {} if config["num_layers"] is None else {"num_hidden_layers": config["num_layers"]}
     torch.manual_seed(config["seed"])
+    if config["task"] == "embedding":
+        AutoModel.from_pretrained(source, **layers, **NO_DROPOUT).save_pretrained(folder / "model")
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
+        return
     if config["task"] != "classification":
         if not layers:
             (folder / "model").symlink_to(source, target_is_directory=True)
@@ -51,8 +59,7 @@ def make_model(config: dict[str, Any], folder: Path) -> None:
         num_labels=4,
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        **NO_DROPOUT,
         classifier_dropout=0.0,
     )
     model = AutoModelForSequenceClassification.from_pretrained(source, config=settings)
@@ -81,8 +88,9 @@ def make_t5(config: dict[str, Any], folder: Path) -> None:
 
 def endless_rows(config: dict[str, Any], words: list[str], dice: random.Random) -> Any:
     lengths = RowLengths(**config["lengths"])
-    if config["task"] == "seq2seq":
-        return pair_rows(words, (lengths, RowLengths(**config["target_lengths"])), dice)
+    if config["target_lengths"]:
+        make_pairs = pair_rows if config["task"] == "seq2seq" else embedding_rows
+        return make_pairs(words, (lengths, RowLengths(**config["target_lengths"])), dice)
     make = classification_rows if config["task"] == "classification" else chat_rows
     return make(words, lengths, dice)
 
@@ -116,7 +124,7 @@ def plain(config: dict[str, Any], rows: TokenRows) -> list[dict[str, Any]]:
         return [
             {"ids": rows.ids_of(row).tolist(), "labels": int(rows.labels[row])} for row in range(len(rows))
         ]
-    if config["task"] == "seq2seq":
+    if config["task"] in ("seq2seq", "embedding"):
         return [
             {"ids": rows.ids_of(row).tolist(), "labels": rows.aux_of(row).tolist()}
             for row in range(len(rows))

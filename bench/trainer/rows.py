@@ -64,6 +64,22 @@ def classification_rows(words: list[str], lengths: RowLengths, dice: random.Rand
         yield {"line": line, "text": text, "label": f"class {label}"}
 
 
+def embedding_rows(words: list[str], both: tuple[RowLengths, RowLengths], dice: random.Random) -> Any:
+    """Endless pairs of an anchor and another text: half the words of both are of a dozen that the row owns,
+    so that they can be told from the other rows'."""
+    line = 0
+    while True:
+        line += 1
+        own = dice.sample(words, 12)
+        anchor, positive = (
+            " ".join(
+                dice.choice(own if dice.random() < 0.5 else words) for _ in range(max(3, one.draw(dice) - 2))
+            )
+            for one in both
+        )
+        yield {"line": line, "anchor": anchor, "positive": positive}
+
+
 def pair_rows(words: list[str], both: tuple[RowLengths, RowLengths], dice: random.Random) -> Any:
     """Endless pairs: what is to be written repeats the source's words from its end."""
     line = 0

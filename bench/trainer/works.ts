@@ -23,7 +23,7 @@ export interface Work {
   readonly peer: string;
   /** Tokens of a row: log-normal around `mean`, cut to `least..most`. */
   readonly lengths: Lengths;
-  /** Of the text to be written, for pairs of texts. */
+  /** Of the text to be written, or of the one that belongs to it: for pairs of texts. */
   readonly targetLengths: Lengths | null;
   readonly labels: readonly string[] | null;
   readonly rowsPerStep: number;
@@ -164,6 +164,20 @@ export const works: readonly Work[] = [
     ratedFrom: "epoch",
     passes: 0,
     hyperparameters: { learning_rate: 1e-3, max_length: 128, num_train_epochs: 4 },
+  },
+  {
+    ...encoder,
+    name: "embeddings",
+    kind: "embeddings",
+    task: "embedding",
+    peer: "sentence-transformers 6.2.0 SentenceTransformerTrainer + MultipleNegativesRankingLoss",
+    lengths: short,
+    targetLengths: { mean: 100, spread: 0.6, least: 16, most: 250 },
+    labels: null,
+    defaultSteps: 20,
+    hyperparameters: { learning_rate: 2e-5, max_length: 256 },
+    // Its trainer makes batches by its own samplers: none of them looks at lengths, and the Trainer's flag is ignored.
+    candidates: combinations({ bf16: [true, false] }),
   },
   {
     name: "seq2seq",

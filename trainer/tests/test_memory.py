@@ -112,7 +112,8 @@ def held(world: World) -> Iterator[Tensor]:
     yield from cast("Iterable[Tensor]", world.loaded.model.parameters())
     kernels = cast("Any", world.loaded.kernels)
     for part in kernels._parts if kernels is not None else []:
-        yield from (product.weight for product in getattr(part, "products", ()))
+        for product in getattr(part, "products", []):
+            yield product.weight
     if kernels is not None and kernels.head is not None:
         yield kernels.head.weight_and_bias()[0]
 

@@ -1,7 +1,9 @@
 """Labels and vectors: equal to plain transformers, whatever else is in the batch."""
 
 import base64
+import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ from peft import PeftModel
 from serve_harness import Harness, root, served, written
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForSequenceClassification
+
+from fettle_trainer.serve_artefact import read_pooling
+from fettle_trainer.serve_refusal import ServeRefusal
 
 TEXTS = [
     "spam",
@@ -110,6 +115,68 @@ def test_embeddings_are_the_normalised_mean_of_plain_transformers() -> None:
         assert torch.allclose(vector, functional.normalize(hidden.mean(0), dim=-1), atol=1e-5)
         assert float(vector.norm()) == pytest.approx(1.0, abs=1e-5)
     assert torch.allclose(found[-1], found[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True}, "cls"),
+        ({"embedding_dimension": 8, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"embedding_dimension": 8}, "mean"),
+        (None, "mean"),
+    ],
+)
+def test_a_folder_of_sentence_transformers_says_how_texts_are_pooled(
+    tmp_path: Path, settings: dict[str, Any] | None, mode: str
+) -> None:
+    """A bug: folders that its version 6 saved were refused, since they name the mode."""
+    write_pooling_settings(tmp_path, settings)
+    assert read_pooling(tmp_path).mode == mode
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean and max"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode": ["cls", "mean"]}, "cls and mean"),
+    ],
+)
+def test_another_pooling_is_refused_by_its_name(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    write_pooling_settings(tmp_path, settings)
+    with pytest.raises(ServeRefusal, match=f"not served, {said}: expected mean or cls alone"):
+        read_pooling(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"sentence_bert_config": {"max_seq_length": 64}, "tokenizer_config": {"model_max_length": 512}}, 64),
+        ({"sentence_bert_config": {}, "tokenizer_config": {"model_max_length": 256}}, 256),
+        ({"sentence_bert_config": {}, "tokenizer_config": {}}, None),
+    ],
+)
+def test_a_folder_of_sentence_transformers_says_how_long_a_text_may_be(
+    tmp_path: Path, files: dict[str, Any], expected: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "modules.json").write_text("[]")
+    assert read_pooling(tmp_path).max_length == expected
+
+
+def test_another_models_tokenizer_does_not_bound_what_is_embedded(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 8}))
+    assert read_pooling(tmp_path).max_length is None
+
+
+def write_pooling_settings(folder: Path, settings: dict[str, Any] | None) -> None:
+    if settings is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
 
 
 def test_a_long_text_is_cut_to_classify_and_refused_to_embed() -> None:

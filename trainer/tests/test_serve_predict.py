@@ -20,6 +20,7 @@ from torch.nn import functional
 from training import train
 
 from fettle_trainer.serve import ModelProcess
+from fettle_trainer.serve_artefact import Pooling, read_pooling
 from fettle_trainer.serve_models import load_model
 
 CLASSES = {
@@ -229,6 +230,18 @@ def test_vectors_of_a_tuned_encoder_are_those_that_were_learnt(folder: Path, met
         with torch.no_grad():
             untuned = _mean(cast("Any", bare)(input_ids=encoded["input_ids"]))
         assert float((found - untuned).abs().max()) > 1e-3
+
+
+def test_a_tuned_encoder_of_texts_is_a_folder_of_sentence_transformers(folder: Path) -> None:
+    """That it makes the same vectors of it is checked by the bench, which has it."""
+    artefact = tuned(folder, "embedding", "distilbert", "full", hyperparameters__num_train_epochs=1).artefact
+    modules = json.loads((artefact / "modules.json").read_text())
+    assert [(one["path"], one["type"]) for one in modules] == [
+        ("", "sentence_transformers.models.Transformer"),
+        ("1_Pooling", "sentence_transformers.models.Pooling"),
+        ("2_Normalize", "sentence_transformers.models.Normalize"),
+    ]
+    assert read_pooling(artefact) == Pooling("mean", 32)
 
 
 def _mean(output: Any) -> Tensor:

@@ -159,6 +159,30 @@ def test_gradients_are_those_of_the_plain_model(folder: Path, task: str, kind: s
     same(actual, {name: p.grad for name, p in trainable.items() if p.grad is not None})
 
 
+@pytest.mark.parametrize("chosen", [[0, 2, 4, 6, 8], [1, 3, 5, 7]], ids=["pairs", "triplets"])
+def test_vectors_learn_by_multiple_negatives_ranking(folder: Path, chosen: list[int]) -> None:
+    """Loss and gradients of sentence-transformers' formula, written out: each text and anchor alone."""
+    loaded, rows, stepper = prepared(folder, "embedding", "bert")
+    loaded.model.zero_grad(set_to_none=True)
+    loss, _, _ = stepper.train_step(rows, [chosen], lambda _: None)
+    actual = torch.cat([p.grad.flatten() for p in loaded.trainable().values() if p.grad is not None])
+    make_plain(loaded)
+    loaded.model.zero_grad(set_to_none=True)
+    texts = [rows.ids_of(row).split(rows.aux_of(row).tolist()) for row in chosen]
+    vectors = [[loaded.model(ids[None]).last_hidden_state[0].mean(dim=0) for ids in row] for row in texts]
+    candidates = [row[1] for row in vectors] + [row[2] for row in vectors if len(row) == 3]
+    assert len(candidates) == len(chosen) * (len(texts[0]) - 1)
+    losses: list[Tensor] = []
+    for place, (anchor, *_) in enumerate(vectors):
+        scores = [20 * functional.cosine_similarity(anchor, one, dim=0) for one in candidates]
+        losses.append(torch.logsumexp(torch.stack(scores), dim=0) - scores[place])
+    expected = torch.stack(losses).mean()
+    cast("Any", expected).backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    wanted = torch.cat([p.grad.flatten() for p in loaded.trainable().values() if p.grad is not None])
+    assert float((actual - wanted).norm() / wanted.norm()) < 1e-5
+
+
 def test_answers_learn_what_transformers_would_of_each_window(folder: Path) -> None:
     loaded, rows, stepper = prepared(folder, "question_answering", "bert")
     actual = gradients(stepper, rows, [[0, 5], [2]])

@@ -101,6 +101,18 @@ def tell_weights(log: EventLog, weights: Sequence[float], labels: Sequence[str])
     )
 
 
+def tell_fewer_rows(log: EventLog, progress: Progress, plan: Plan, *, before: int, lack: str) -> None:
+    """`progress` is that with half as many rows at once, `before` how many they were."""
+    rows = progress.rows_per_batch
+    log.log(
+        "warn",
+        f"Memory did not suffice for {before} rows at once ({lack}): from step {progress.step + 1} on "
+        f"micro-batches have {rows}. A step still learns {plan.rows_per_step} rows, each token weighted as "
+        "before.",
+        rows_per_batch=rows,
+    )
+
+
 def tell_step(
     log: EventLog, progress: Progress, plan: Plan, *, result: StepResult, rate: float, seconds: float
 ) -> None:

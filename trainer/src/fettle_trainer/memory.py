@@ -24,7 +24,7 @@ from .collate import Collator, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
 from .four_bits import four_bit_layers
-from .memory_layers import Layers
+from .memory_layers import Keeps, Layers
 from .models import Loaded
 from .plan import Plan
 from .run_rows import RunRows
@@ -103,6 +103,11 @@ class Memory:
     def total(self) -> int:
         return sum(self.parts().values())
 
+    @property
+    def of_steps(self) -> int:
+        """Beside the model and its libraries, and what oneDNN keeps: all that a GPU must have room for."""
+        return self.gradients + self.moments + self.activations + self.logits
+
     def parts(self) -> dict[str, int]:
         return asdict(self)
 
@@ -127,7 +132,9 @@ class Work:
         return cls(spec=spec, dtype=dtype, plan=plan, rows_per_batch=rows)
 
 
-def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) -> Memory:
+def predict(
+    loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int, keeps: Keeps = "everything"
+) -> Memory:
     """`process_bytes`: resident before the model was loaded."""
     layers = Layers.of(loaded, work.dtype, work.task)
     trained = sum(parameter.numel() for parameter in loaded.trainable().values())
@@ -138,7 +145,8 @@ def predict(loaded: Loaded, work: Work, rows: RunRows, *, process_bytes: int) ->
     widest = (0, 0, 0)
     for turn, chosen in _largest(work, rows.train, by_length=not loaded.packed):
         batch = collate(rows.train, chosen)
-        activations, logits = layers.bytes_of(batch), _learning_logits(loaded, work, len(batch.gather_N))
+        activations = layers.bytes_of(batch, keeps)
+        logits = _learning_logits(loaded, work, len(batch.gather_N))
         products = _products(work, activations + logits if any(layers.kept) else 0)
         # What is not there yet leaves its room: moments in the first step, before it gradients and gaps too.
         free = {"first": gradients + moments + products, "first step": moments, "later": 0}[turn]

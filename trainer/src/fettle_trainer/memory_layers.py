@@ -9,8 +9,8 @@ number in products.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,14 @@ _FLOAT = 4
 # widths.
 _ONCE_WIDTHS = 34
 # In inner widths. Of ReLU, what it gives, which the next product keeps anyway; of another activation, its
-# input too; of a gate (kernels/gate.py, or a model's own), its inputs, the activation and their product.
+# input too. Of a gate (kernels/gate.py, or a model's own), its inputs, the activation, and the product.
 _RELU, _ACTIVATION, _GATE = 1, 2, 4
 _LAYER = re.compile(r"(encoder|decoder)?\.?(?:layers|layer|block|blocks|h)\.(\d+)\.")
 # Where each norm follows what it norms, attention reads what the norm before keeps.
 _NORMS_BEHIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+# What a layer keeps for its way back: all that is read there, what went into it alone, or nothing here.
+Keeps = Literal["everything", "inputs", "nothing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class Layers:
     """`kept`: layers with something trained in or below them, of the encoder (or the only stack) and of the
     decoder. `before`, `behind`: bytes per token that each keeps before and behind its attention, heads not
     counted. `adapters`: copies of them in the type of the products. `reads`: the tokens that the last layer
-    answers, where that is not all."""
+    answers, where that is not all. `flash`: attention's weights are never written down."""
 
     kept: tuple[int, int]
     heads: Heads
@@ -53,6 +56,7 @@ class Layers:
     behind: int
     adapters: int
     fused: bool
+    flash: bool
     reads: Callable[[Batch], Tensor | None] | None
     drops: bool
 
@@ -77,6 +81,11 @@ class Layers:
             # Queries, keys and values once more where positions turn them, and what lies between.
             before += d * (heads.query + 2 * heads.key) * heads.width + _FLOAT * width
             behind += _FLOAT * width + (0 if causal else d * inner)
+        flash = loaded.model.device.type != "cpu"
+        if fused and flash:
+            # Queries and keys once more, turned; before that in fp32 where they are normed.
+            normed = config.model_type == "qwen3"
+            before += (d + normed * _FLOAT) * (heads.query + heads.key) * heads.width
         drops = _drops(config)
         if drops:
             # What each dropout multiplied with.
@@ -97,13 +106,23 @@ class Layers:
             behind=behind,
             adapters=d * sum(layer.lora_A.numel() + layer.lora_B.numel() for _, layer in adapters),
             fused=fused,
+            flash=flash,
             reads=loaded.kernels.reads if loaded.kernels and objective_of(task).reads_some else None,
             drops=drops and fused and not pairs,
         )
 
-    def bytes_of(self, batch: Batch) -> int:
+    def bytes_of(self, batch: Batch, keeps: Keeps = "everything") -> int:
         """The widest moment: the way forth is done, the way back begins."""
-        return self._once(batch) + self.kept_of(batch)
+        kept = self.kept_of(batch) if keeps == "everything" else self._remade(batch, keeps)
+        return self._once(batch) + kept
+
+    def _remade(self, batch: Batch, keeps: Keeps) -> int:
+        """What goes into each layer, and all that the one keeps which is computed again."""
+        first, second = self.kept
+        one = replace(self, kept=(min(first, 1), min(second, 1)), reads=None)
+        sources, targets = (sum(lengths) for lengths in self._lengths(batch))
+        inputs = _FLOAT * self.width * (first * sources + second * targets)
+        return one.kept_of(batch) + (inputs if keeps == "inputs" else 0)
 
     def kept_of(self, batch: Batch) -> int:
         """What autograd keeps."""
@@ -143,9 +162,9 @@ class Layers:
 
     def _attention(self, layout: Layout) -> int:
         """Heads as they are laid out, filled up, and the weights of each run of rows. PyTorch's own attention
-        keeps no weights."""
+        keeps no weights, nor does a GPU's."""
         heads = sum(layout.sizes) * self.heads.width * self.d
-        if not self.fused:
+        if not self.fused or self.flash:
             return heads
         return heads + sum(self._weights(run) for run in layout.runs)
 

@@ -7,7 +7,7 @@ Legend: B rows, H heads, K key heads, S tokens of all rows, L tokens of one row,
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, cast
 
@@ -38,6 +38,14 @@ def segments(
         yield
     finally:
         _lengths, _target_lengths, _reads = before
+
+
+def same_segments() -> Callable[[], AbstractContextManager[None]]:
+    """The block that this is called in, for whoever comes back to its rows after it has ended."""
+    lengths, target_lengths, reads = _lengths, _target_lengths, _reads
+    if lengths is None:
+        return nullcontext
+    return lambda: segments(lengths, target_lengths or (), reads=reads)
 
 
 def filler(tokens: int) -> int:

@@ -1,6 +1,7 @@
 """What a folder says about itself: fettle.json of an artefact, and what other tools leave beside a model."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -48,20 +49,33 @@ class Pooling:
 
 def read_pooling(folder: Path) -> Pooling:
     """From sentence-transformers' files; mean pooling when there are none."""
-    settings = read_json(folder / "1_Pooling" / "config.json") or {}
-    modes = [
-        mode
-        for mode in ("mean", "cls")
-        if settings.get(f"pooling_mode_{mode}_token{'s' if mode == 'mean' else ''}")
-    ]
-    if settings and len(modes) != 1:
+    path = folder / "1_Pooling" / "config.json"
+    modes = _pooling_modes(read_json(path) or {})
+    if modes not in (["mean"], ["cls"]):
         raise ServeRefusal(
             "inference_failed",
-            f"{folder / '1_Pooling' / 'config.json'} asks for a pooling that is not served: "
+            f"{path} asks for a pooling that is not served, {' and '.join(modes)}: "
             "expected mean or cls alone.",
         )
+    return Pooling(modes[0], _most_tokens(folder))
+
+
+def _most_tokens(folder: Path) -> int | None:
+    """Of a text, as sentence-transformers cuts it: its folders of version 6 have it of the tokenizer."""
     length = (read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
-    return Pooling(modes[0] if modes else "mean", int(length) if length else None)
+    if not length and (folder / "modules.json").is_file():
+        length = (read_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
+    return int(length) if length else None
+
+
+def _pooling_modes(settings: dict[str, Any]) -> list[str]:
+    """Newer versions of sentence-transformers name them, older ones have a flag for each; the mean where
+    nothing is said."""
+    named = settings.get("pooling_mode")
+    if named is None:
+        flags = [flag for flag in settings if flag.startswith("pooling_mode_") and settings[flag]]
+        named = [re.sub("^pooling_mode_|_tokens?$", "", flag) for flag in flags] or "mean"
+    return [str(mode) for mode in (cast("list[Any]", named) if isinstance(named, list) else [named])]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_model, tell_rows, tell_step, tell_weights
+from .announcements import tell_fewer_rows, tell_model, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import micro_batches
 from .data import TokenRows
@@ -24,6 +24,7 @@ from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes, rss_bytes
 from .failure import StopRequested, TrainFailure, is_out_of_memory
+from .fit import Fit
 from .identity import Identity, differences, fingerprint_of, identity_of
 from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
@@ -53,6 +54,7 @@ class Training:
         self._folder = CheckpointFolder(self._output / "checkpoints", spec.runtime.keep_checkpoints)
         self._ranks = Ranks.of_environment(spec.runtime.parallelism)
         self._room: Room | None = None
+        self._fit: Fit | None = None
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -131,11 +133,14 @@ class Training:
     # ------------------------------------------------------------ start
 
     def _predicted(self, resident: int, resumed: Checkpoint | None) -> Memory | None:
-        """None where it is another machine's memory, or shared out."""
-        if self._compute.device.type != "cpu" or not self._ranks.alone:
+        """None where it is a GPU's memory, which steps are made to fit into, or shared out."""
+        if not self._ranks.alone:
             return None
         rows_per_batch = resumed.progress.rows_per_batch if resumed else None
         work = Work.of(self._spec, self._plan, self._compute.dtype, rows_per_batch=rows_per_batch)
+        self._fit = Fit.of(self._loaded, work, self._rows, log=self._log)
+        if self._compute.device.type != "cpu":
+            return None
         memory = predict(self._loaded, work, self._rows, process_bytes=resident)
         self._room = Room(memory.total)
         return memory
@@ -165,7 +170,7 @@ class Training:
         self._progress = Progress(
             fingerprint=fingerprint_of(identity),
             identity=identity,
-            rows_per_batch=hyper.per_device_train_batch_size,
+            rows_per_batch=self._fit.rows if self._fit else hyper.per_device_train_batch_size,
             dtype=dtype_name(self._compute.dtype),
             step=0,
             epoch=0,
@@ -324,7 +329,8 @@ class Training:
                 restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
                 raise
             except Exception as error:
-                if rows == 1 or not self._ranks.alone or not is_out_of_memory(error):
+                is_last = rows == 1 and (self._fit is None or self._fit.is_last)
+                if is_last or not self._ranks.alone or not is_out_of_memory(error):
                     raise
                 lack = str(error).splitlines()[0] if str(error) else "MemoryError"
             # Outside of the handler: the traceback would keep the tensors of the failed attempt alive.
@@ -335,14 +341,11 @@ class Training:
         self._optimiser.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if rows == 1 and self._fit is not None:
+            self._fit.relieve(lack, self._progress.step + 1)
+            return
         self._progress = replace(self._progress, rows_per_batch=rows // 2)
-        self._log.log(
-            "warn",
-            f"Memory did not suffice for {rows} rows at once ({lack}): from step {self._progress.step + 1} "
-            f"on micro-batches have {rows // 2}. A step still learns {self._plan.rows_per_step} rows, each "
-            "token weighted as before.",
-            rows_per_batch=rows // 2,
-        )
+        tell_fewer_rows(self._log, self._progress, self._plan, before=rows, lack=lack)
 
     def _begin(self, phase: Phase) -> Callable[[int], None]:
         """For `Stepper`: leaves when the process has been asked to end, else makes a mark."""
@@ -462,4 +465,4 @@ class Training:
     def _forget_model(self) -> None:
         nothing: Any = None
         self._trainable, self._optimiser = {}, nothing
-        self._stepper, self._loaded = nothing, nothing
+        self._stepper, self._loaded, self._fit = nothing, nothing, None
