@@ -72,14 +72,19 @@ interface Row {
 /** The peer's flag that gives it our batches in our order: its file of rows lies in it. */
 const ourOrder = { train_sampling_strategy: "sequential" } as const;
 
-/** A processor without bfloat16 emulates it; below this share of the fp32 rate no flag can make up for it. */
-const hopelessShare = 1 / 4;
+/** Of two number types, one whose products reach less than this share of the other's: no flag makes up for it. */
+const hopelessShare = 1 / 2;
+
+/** As our trainer chooses it, by the same rule, but once for all runs of a comparison. */
+const dtypeFor = ({ gflops }: Machine): "bfloat16" | "float32" =>
+  gflops.bfloat16 >= 1.3 * gflops.float32 ? "bfloat16" : "float32";
 
 /** The flags with which the peer is fastest, by a few steps of each. */
 async function bestFlags({ setting, python }: Side, probeSteps: number, { gflops }: Machine): Promise<Flags> {
   const rates: { flags: Flags; rate: number }[] = [];
   for (const flags of setting.work.candidates) {
-    if (flags["bf16"] === true && gflops.bfloat16 < gflops.float32 * hopelessShare) {
+    const [own, other] = flags["bf16"] === true ? [gflops.bfloat16, gflops.float32] : [gflops.float32, gflops.bfloat16];
+    if (own < other * hopelessShare) {
       say(
         `  not probed: ${JSON.stringify(flags)}; bf16 products reach ${gflops.bfloat16.toFixed(0)} GFLOP/s here, fp32 ${gflops.float32.toFixed(0)}`,
       );
@@ -231,7 +236,7 @@ async function main(): Promise<void> {
   const rows: Row[] = [];
   for (const work of chosen) {
     say(`${work.name}: writing rows and weights`);
-    const setting = await prepare(work, { ...options, numThreads: machine.threads });
+    const setting = { ...(await prepare(work, { ...options, numThreads: machine.threads })), dtype: dtypeFor(machine) };
     try {
       rows.push(...(await rowsOf({ setting, python }, options, machine)));
     } finally {

@@ -12,7 +12,8 @@ from .spec import Runtime
 
 # Below this gain bf16 costs precision for nothing.
 _WORTHWHILE = 1.3
-_TURNS = 8
+_HOPELESS = 4.0
+_TURNS, _TURN = 8, 0.0125
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,13 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None, *, alone: b
 @cache
 def bfloat16_gain() -> float:
     """Of this process's threads; measured once, in turns: whatever else the machine does for a moment then
-    slows down both. Ends early where the type is emulated."""
-    fastest = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    slows down both. The first product of a type, which prepares it, does not count."""
+    fastest = {dtype: _TURN + gemm_seconds(dtype, patience=0) for dtype in (torch.float32, torch.bfloat16)}
     for _ in range(_TURNS):
         for dtype, seconds in fastest.items():
-            fastest[dtype] = min(seconds, gemm_seconds(dtype, patience=0.2 / _TURNS / 2))
-        if fastest[torch.bfloat16] > _WORTHWHILE * fastest[torch.float32]:
+            fastest[dtype] = min(seconds, gemm_seconds(dtype, patience=_TURN))
+        # Emulated: each product takes a while, and there is nothing to find out.
+        if fastest[torch.bfloat16] > _HOPELESS * fastest[torch.float32]:
             break
     return fastest[torch.float32] / fastest[torch.bfloat16]
 
