@@ -5,16 +5,15 @@
  *                            [--held-out 32] [--peer-flags defaults|best] [--rows N]
  *
  * For each work and each of the peer's two settings (its defaults, and the fastest of its documented flags, found by
- * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. Where our batches are sorted by
- * length, a third row gives them to the peer too: the engines alone, and losses step by step. Measure on an idle machine:
- * anything beside it makes thread barriers wait.
+ * trying them) the runs go ours, peer, ours, peer ... and the medians are compared. One more run of the peer, not timed,
+ * reads our batches in our order: its losses are compared with ours step by step. Measure on an idle machine: anything
+ * beside it makes thread barriers wait.
  */
 import { rmSync } from "node:fs";
-import { availableParallelism, cpus, totalmem } from "node:os";
-import { join } from "node:path";
+import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
 import { aroundSteps, aroundWorks } from "./trainer/around.js";
-import { ourPython, peersPython, root, run, say } from "./trainer/environment.js";
+import { describeMachine, type Machine, peersPython, say } from "./trainer/environment.js";
 import { prepare } from "./trainer/prepare.js";
 import { runOurs, runPeer, type Setting } from "./trainer/sides.js";
 import { startLine } from "./trainer/start-row.js";
@@ -68,13 +67,6 @@ interface Row {
   pairs: number;
   steps: number;
   rows_per_step: number;
-}
-
-interface Machine {
-  cpu: string;
-  threads: number;
-  memory_bytes: number;
-  gflops: { float32: number; bfloat16: number };
 }
 
 /** The peer's flag that gives it our batches in our order: its file of rows lies in it. */
@@ -181,19 +173,8 @@ async function rowsOf(side: Side, options: Options, machine: Machine): Promise<R
   for (const kind of options.kinds) {
     const flags = kind === "defaults" ? work.defaults : await bestFlags(side, options.probeSteps, machine);
     rows.push(await compare({ ...side, kind, flags }, options.pairs, machine));
-    // No flag of the peer's gives it these: what is left to differ is the engine, and losses step by step.
-    if (kind === "best" && work.byLength && work.ratedFrom === "step") {
-      const given = { ...flags, ...ourOrder };
-      rows.push(await compare({ ...side, kind, flags: given }, options.pairs, machine));
-    }
   }
   return rows;
-}
-
-async function describeMachine(threads: number): Promise<Machine> {
-  const out = await run(ourPython, [join(root, "bench/trainer/roofline.py"), String(threads)], { capture: true });
-  const { gflops } = JSON.parse(out) as Pick<Machine, "gflops">;
-  return { cpu: cpus()[0]?.model ?? "unknown", threads, memory_bytes: totalmem(), gflops };
 }
 
 const usage = `npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps 3]

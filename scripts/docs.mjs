@@ -4,16 +4,19 @@
  *   docs/errors.md  from the error catalogue, packages/contract/src/errors.ts
  *   docs/methods.md from the matrix of what works, packages/server/src/domain/compatibility.ts, teacher.ts and methods.ts
  *   README.md       the block between the demo markers, from docs/demo.json, a saved `npm run demo -- --json`
+ *   docs/performance.md, docs/pictures/  tables and pictures, from docs/bench.json, saved `npm run bench -- NAME --json`
  *
- * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json. `--check` writes nothing and ends with 1 when a page is out of date.
+ * `--demo FILE` first saves FILE, the stdout of such a run, as docs/demo.json; `--bench FILE` puts one of the benchmark's into docs/bench.json.
+ * `--check` writes nothing and ends with 1 when a page is out of date.
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { errorCatalogue, errorType } from "../packages/contract/src/errors.ts";
 import { chooseWay, matrix } from "../packages/server/src/domain/compatibility.ts";
 import { taughtTasks, teacherRefusal } from "../packages/server/src/domain/teacher.ts";
 import { methodFacts } from "../packages/server/src/domain/methods.ts";
+import { benchBlock, benchPictures, withBench } from "./docs-bench.mjs";
 import { demoBlock, withoutMachine } from "./docs-demo.mjs";
 
 const root = join(import.meta.dirname, "..");
@@ -143,34 +146,52 @@ function teacherSection() {
   ];
 }
 
-const [open, close] = ["<!-- demo:begin -->", "<!-- demo:end -->"];
+/** `page` with `inside` between the two markers of that name. */
+function between(page, name, inside) {
+  const [open, close] = [`<!-- ${name}:begin -->`, `<!-- ${name}:end -->`];
+  const [begin, end] = [page.indexOf(open), page.indexOf(close)];
+  if (begin === -1 || end < begin) throw new Error(`a page has no ${open} ... ${close} block`);
+  return `${page.slice(0, begin + open.length)}\n${inside === "" ? "" : `${inside}\n`}${page.slice(end)}`;
+}
 
 /** README.md with the saved demo between its markers; without a saved run nothing is shown. */
-export function readmePage(readme, demo) {
-  const [begin, end] = [readme.indexOf(open), readme.indexOf(close)];
-  if (begin === -1 || end < begin) throw new Error(`README.md has no ${open} ... ${close} block`);
-  const inside = demo === null ? "" : `${demoBlock(demo)}\n`;
-  return `${readme.slice(0, begin + open.length)}\n${inside}${readme.slice(end)}`;
-}
+export const readmePage = (readme, demo) => between(readme, "demo", demo === null ? "" : demoBlock(demo));
+
+const lastJson = (path) => JSON.parse(readFileSync(path, "utf8").trimEnd().split("\n").at(-1) ?? "");
+const savedJson = (path) => (existsSync(at(path)) ? JSON.parse(readFileSync(at(path), "utf8")) : null);
+const save = (path, value) => writeFileSync(at(path), `${JSON.stringify(value, null, 2)}\n`);
 
 function saveDemo(path) {
-  const line = readFileSync(path, "utf8").trimEnd().split("\n").at(-1) ?? "";
   const machine = `${cpus().length} cores of ${cpus()[0]?.model.trim() ?? "an unknown processor"}`;
-  const demo = { ...withoutMachine(JSON.parse(line)), machine };
-  writeFileSync(at("docs/demo.json"), `${JSON.stringify(demo, null, 2)}\n`);
+  save("docs/demo.json", { ...withoutMachine(lastJson(path)), machine });
 }
 
-function pages() {
-  const demo = existsSync(at("docs/demo.json")) ? JSON.parse(readFileSync(at("docs/demo.json"), "utf8")) : null;
-  const readme = readFileSync(at("README.md"), "utf8");
-  return { "docs/errors.md": errorsPage(), "docs/methods.md": methodsPage(), "README.md": readmePage(readme, demo) };
+const saveBench = (path) => save("docs/bench.json", withBench(savedJson("docs/bench.json") ?? {}, lastJson(path)));
+
+async function pages() {
+  const [demo, bench] = [savedJson("docs/demo.json"), savedJson("docs/bench.json")];
+  const read = (path) => readFileSync(at(path), "utf8");
+  const pictures = bench === null ? {} : await benchPictures(bench);
+  return {
+    "docs/errors.md": errorsPage(),
+    "docs/methods.md": methodsPage(),
+    "README.md": readmePage(read("README.md"), demo),
+    "docs/performance.md": between(read("docs/performance.md"), "bench", bench === null ? "" : benchBlock(bench)),
+    ...Object.fromEntries(Object.entries(pictures).map(([path, svg]) => [`docs/${path}`, `${svg}\n`])),
+  };
 }
 
-function main(argv) {
-  const saved = argv.indexOf("--demo");
-  if (saved !== -1) saveDemo(argv[saved + 1]);
+async function main(argv) {
+  for (const [flag, keep] of [
+    ["--demo", saveDemo],
+    ["--bench", saveBench],
+  ]) {
+    const given = argv.indexOf(flag);
+    if (given !== -1) keep(argv[given + 1]);
+  }
+  mkdirSync(at("docs/pictures"), { recursive: true });
   let stale = 0;
-  for (const [path, text] of Object.entries(pages())) {
+  for (const [path, text] of Object.entries(await pages())) {
     if (existsSync(at(path)) && readFileSync(at(path), "utf8") === text) continue;
     stale += 1;
     if (argv.includes("--check")) console.log(`${path} is out of date: run \`npm run docs\` and commit it`);
@@ -179,4 +200,4 @@ function main(argv) {
   return argv.includes("--check") && stale > 0 ? 1 : 0;
 }
 
-if (process.argv[1] === import.meta.filename) process.exitCode = main(process.argv.slice(2));
+if (process.argv[1] === import.meta.filename) process.exitCode = await main(process.argv.slice(2));

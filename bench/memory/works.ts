@@ -30,7 +30,7 @@ const other = (name: string, kind: string, { dtype = "auto", ...change }: Change
 export const memoryWorks: readonly MemoryWork[] = [
   // The prediction knows nothing of embeddings but what it knows of encoders.
   ...works.map((work): MemoryWork => {
-    return { name: work.name, work, heldOut: work.kind === "embeddings", dtype: "auto" };
+    return { name: work.name, work, heldOut: work.kind === "embeddings", dtype: "bfloat16" };
   }),
   other("decoder-lora-4-rows", "decoder-lora", { rowsPerStep: 4, defaultSteps: 16 }),
   other("decoder-full-half", "decoder-full", { numLayers: 15, rowsPerStep: 4 }),

@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 
 export const root = join(import.meta.dirname, "..", "..");
@@ -65,4 +66,18 @@ export async function peersPython(): Promise<string> {
   if (cuda.trim() === "True") await run(python, [...install, join(root, "trainer/requirements-cuda.lock")]);
   writeFileSync(stamp, hash);
   return python;
+}
+
+export interface Machine {
+  cpu: string;
+  threads: number;
+  memory_bytes: number;
+  /** Of matrix products, measured now. */
+  gflops: { float32: number; bfloat16: number };
+}
+
+export async function describeMachine(threads: number): Promise<Machine> {
+  const out = await run(ourPython, [join(root, "bench/trainer/roofline.py"), String(threads)], { capture: true });
+  const { gflops } = JSON.parse(out) as Pick<Machine, "gflops">;
+  return { cpu: cpus()[0]?.model ?? "unknown", threads, memory_bytes: totalmem(), gflops };
 }

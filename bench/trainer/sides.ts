@@ -89,16 +89,37 @@ export function readEvents(path: string): TrainerEvent[] {
   return lines.map((line) => trainerEventSchema.parse(JSON.parse(line)));
 }
 
-/**
- * Our trainer, started as the server starts it; nothing is told to it that a user's run would not be told. `warm`: the
- * run is handed to one that was already waiting, and time counts from there.
- */
-export async function runOurs(setting: Setting, start: "cold" | "warm" = "cold"): Promise<RunRecord> {
+/** The spec of a run into an empty folder `ours`. */
+function writeSpec(setting: Setting): { spec: string; output: string } {
   const output = join(setting.folder, "ours");
   rmSync(output, { recursive: true, force: true });
   mkdirSync(output, { recursive: true });
   const spec = join(output, "spec.json");
   writeFileSync(spec, JSON.stringify(specOf(setting, output)));
+  return { spec, output };
+}
+
+/** What watch_steps.py writes of some steps of our trainer. */
+export interface StepProfile {
+  steps: number;
+  tokens: number;
+  seconds: number;
+  plain_seconds: number;
+  parts: { part: string; kind: string; seconds: number }[];
+}
+
+export async function profileOurs(setting: Setting): Promise<StepProfile> {
+  const result = join(setting.folder, "profile.json");
+  await measured(setting, [ourPython, join(root, "bench/trainer/watch_steps.py"), writeSpec(setting).spec, result]);
+  return readJson(result) as StepProfile;
+}
+
+/**
+ * Our trainer, started as the server starts it; nothing is told to it that a user's run would not be told. `warm`: the
+ * run is handed to one that was already waiting, and time counts from there.
+ */
+export async function runOurs(setting: Setting, start: "cold" | "warm" = "cold"): Promise<RunRecord> {
+  const { spec, output } = writeSpec(setting);
   const found =
     start === "warm"
       ? await measuredBy(ready, setting, [spec])

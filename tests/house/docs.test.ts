@@ -50,3 +50,57 @@ describe("the demo block of README.md", () => {
     expect(readFileSync(join(root, "README.md"), "utf8")).toMatch(/<!-- demo:begin -->\n[\s\S]*<!-- demo:end -->/);
   });
 });
+
+interface DocsBench {
+  benchBlock(saved: unknown): string;
+  benchPictures(saved: unknown): Promise<Record<string, string>>;
+  withBench(saved: Record<string, unknown>, printed: unknown): Record<string, { rows: { ratio: number }[] }>;
+}
+const benchPath = new URL("../../scripts/docs-bench.mjs", import.meta.url).href;
+const { benchBlock, benchPictures, withBench } = (await import(benchPath)) as DocsBench;
+
+const machine = { cpu: "A CPU", threads: 2, memory_bytes: 24e9, gflops: { float32: 160, bfloat16: 374 } };
+const row = {
+  work: "encoder",
+  rows: "8 to 64 tokens, 30 in the middle",
+  peer: "transformers 5 Trainer",
+  peer_flags: "best",
+  flags: { bf16: true, train_sampling_strategy: "group_by_length", compile: false },
+  ratio: 1.5,
+  ratio_range: [1.4, 1.6],
+  rss_ratio: 0.5,
+  loss_rel_diff: 0.0004,
+  losses: { ours: [2, 1], peer: [2, 1.1] },
+  tokens_per_s: 3500,
+  peer_tokens_per_s: 2333,
+  rss_bytes: 1e9,
+  peer_rss_bytes: 2e9,
+  first_step_s: 4,
+  peer_first_step_s: 9,
+  roofline_fraction: 0.6,
+  pairs: 5,
+};
+
+describe("the benchmark's block of docs/performance.md", () => {
+  const saved = withBench({}, { bench: "trainer", machine, rows: [row] });
+
+  it("has each work with its peer's flags, range and losses", () => {
+    expect(benchBlock(saved)).toContain(
+      "| encoder | best: bf16, group_by_length, no compile | 3,500 | 2,333 | **1.50** [1.40, 1.60] | 1.00 | 2.00 (0.50) | 4.0 | 9.0 | 0.60 | 0.040 % |",
+    );
+  });
+
+  it("replaces the same work's row and keeps the others", () => {
+    const next = withBench(saved, { bench: "trainer", machine, rows: [{ ...row, ratio: 2 }] });
+    expect(next["trainer"]?.rows.map(({ ratio }) => ratio)).toEqual([2]);
+    const more = withBench(next, { bench: "trainer", machine, rows: [{ ...row, work: "head" }] });
+    expect(more["trainer"]?.rows.map(({ ratio }) => ratio)).toEqual([2, 1.5]);
+  });
+
+  it("draws the same picture from the same figures", async () => {
+    const [first, second] = [await benchPictures(saved), await benchPictures(saved)];
+    expect(first).toEqual(second);
+    expect(first["pictures/ratios.svg"]).toContain("1.5x");
+    expect(first["pictures/losses.svg"]).toContain("</svg>");
+  });
+});

@@ -80,6 +80,27 @@ def test_heartbeat_tells_step_and_memory(tmp_path: Path) -> None:
     assert beat["phase"] == "starting"
 
 
+def test_no_beat_comes_after_what_ended_the_attempt(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl", attempt=1)
+    beaten = threading.Event()
+    write = log.write
+
+    def listening(kind: str, **content: object) -> None:
+        write(kind, **content)
+        beaten.set()
+
+    log.write = listening  # type: ignore[method-assign]
+    with Heartbeat(log, 0.001) as heartbeat:
+        assert beaten.wait(30)
+        heartbeat.end()
+        log.write("stopped", reason="signal", step=7)
+        beaten.clear()
+        # It would come within a millisecond.
+        assert not beaten.wait(0.2)
+    log.close()
+    assert lines(tmp_path / "events.jsonl")[-1]["type"] == "stopped"
+
+
 def test_heartbeat_goes_on_and_tells_for_how_long_the_work_stands(tmp_path: Path) -> None:
     """The clock is the test's: a beat after 40 s without a mark says 40 s."""
     path = tmp_path / "events.jsonl"

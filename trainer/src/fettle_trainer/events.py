@@ -139,8 +139,13 @@ class Heartbeat:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """No beat comes after it, so that what ends an attempt is its last event."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def mark(self, phase: Phase, work: float = 0.0) -> None:
         """The main thread is alive and begins a piece of `phase`. `work`: its size, in any unit that grows

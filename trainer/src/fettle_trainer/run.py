@@ -78,16 +78,21 @@ def _attempt(spec: TrainSpec, news: News, verify: Verifier | None) -> int:
 
         Training(spec, news, verify or start_verifier()).run()
         return FINISHED
-    except StopRequested:
-        log.write("stopped", reason="signal", step=news.heartbeat.step)
-        return STOPPED
-    except TrainFailure as error:
-        return _fail(log, error)
     except Exception as error:
-        if is_disk_full(error):
-            return _stop_for_disk(log, news.heartbeat.step, error)
-        traceback.print_exc()
-        return _fail(log, _as_failure(error))
+        news.heartbeat.end()
+        return _ended_by(error, log, news.heartbeat.step)
+
+
+def _ended_by(error: Exception, log: EventLog, step: int) -> int:
+    if isinstance(error, StopRequested):
+        log.write("stopped", reason="signal", step=step)
+        return STOPPED
+    if isinstance(error, TrainFailure):
+        return _fail(log, error)
+    if is_disk_full(error):
+        return _stop_for_disk(log, step, error)
+    traceback.print_exception(error)
+    return _fail(log, _as_failure(error))
 
 
 def _as_failure(error: Exception) -> TrainFailure:

@@ -439,7 +439,6 @@ class Training:
 
     def _finish(self, early: bool) -> None:
         progress = self._progress
-        best = progress.best_step or progress.step
         made = artefact.export(self._loaded, self._spec, self._output)
         probe = self._output / "cache" / "probe.safetensors"
         probe.parent.mkdir(exist_ok=True)
@@ -451,7 +450,7 @@ class Training:
         self._log.write(
             "finished",
             step=progress.step,
-            best_step=best,
+            best_step=progress.best_step or progress.step,
             trained_tokens=progress.num_tokens,
             artefact_path=made.relative_to(self._output).as_posix(),
             artefact_sha256=artefact.folder_sha256(made),
@@ -459,6 +458,7 @@ class Training:
             train_seconds=progress.train_seconds,
             early_stopped=early,
         )
+        self._heartbeat.end()
         self._log.write("verified", max_abs_diff=difference)
 
     def _forget_model(self) -> None:

@@ -81,6 +81,8 @@ def quantize_int8(source: Path, target: Path) -> None:
             str(target / path.name),
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
+            # A scale for each column: one for all loses a decoder.
+            per_channel=True,
             extra_options=options,
         )
         sync(target / path.name)
