@@ -1,16 +1,20 @@
 """QLoRA: a base in 4 bits under an adapter. What needs bitsandbytes is run by `npm run test:proofs`."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_adapters import bare, inputs_for, trained, with_peft
+from test_step import prepared
 from tiny import chat_rows, make_decoder, make_spec, read_events, write_rows
 from torch import nn
-from training import of_type, train
+from training import of_type, train, write_spec
 
 from fettle_trainer import artefact, four_bits
 from fettle_trainer.adapters import LoraSettings, add_lora, keep_in_four_bits, lora_layers
@@ -22,6 +26,7 @@ from fettle_trainer.kernels.projection import Projection
 from fettle_trainer.models import load_for_training
 from fettle_trainer.probe import four_bits as probed
 from fettle_trainer.spec import parse_spec, read_spec
+from fettle_trainer.step import Stepper
 from fettle_trainer.tensor_files import read_tensors, write_tensors
 
 CPU = torch.device("cpu")
@@ -175,6 +180,45 @@ def test_the_loss_falls_as_with_lora(tmp_path: Path, dtype: str) -> None:
         assert losses[-1] < 0.85 * losses[0], (method, losses)
         ends[method] = losses[-1]
     assert ends["qlora"] == pytest.approx(ends["lora"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_command_itself_trains_and_proves_it_in_another_process(tmp_path: Path) -> None:
+    """With what the command hides from transformers, and the stand-in for a compiler."""
+    model = make_decoder(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", chat_rows(8))
+    path = write_spec(make_spec(model, rows, tmp_path / "out", method="qlora"))
+    source = str(Path(four_bits.__file__).parents[1])
+    known = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "fettle_trainer", "train", str(path)],
+        env={**os.environ, "PYTHONPATH": known},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_events(tmp_path / "out")[-1]["type"] == "verified"
+
+
+@pytest.mark.slow
+def test_what_was_learnt_holds_over_the_base_as_it_is(tmp_path: Path) -> None:
+    _, rows, before = prepared(tmp_path, "llama", "lora")
+    base, path = tmp_path / "llama", tmp_path / "chat.jsonl"
+    spec = make_spec(base, path, tmp_path / "tuned", method="qlora", hyperparameters__num_train_epochs=8)
+    code, events = train(spec)
+    assert code == 0, of_type(events, "failed")
+    losses = {"untrained": before.evaluate(rows, 4, lambda _: None).loss}
+    for name in ("as it is", "in 4 bits"):
+        loaded = artefact.load_artefact(tmp_path / "tuned" / "artefact", base, torch.float32)
+        if name == "in 4 bits":
+            keep_in_four_bits(loaded.model, (), CPU)
+        losses[name] = Stepper(loaded, "chat").evaluate(rows, 4, lambda _: None).loss
+    print(f"loss over the base: {losses}")
+    learnt = losses["untrained"] - losses["in 4 bits"]
+    assert learnt > 1
+    assert abs(losses["as it is"] - losses["in 4 bits"]) < 0.1 * learnt
 
 
 @pytest.mark.slow
