@@ -175,7 +175,7 @@ function ratiosChart(rates) {
   const yOffset = { field: "flags" };
   const color = {
     field: "flags",
-    scale: colour(["its best flags", "its defaults"]),
+    scale: colour(["its best flags", "its defaults"].filter((kind) => values.some(({ flags }) => flags === kind))),
     legend: { title: "the peer with", orient: "top" },
   };
   return {
