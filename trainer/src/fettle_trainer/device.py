@@ -1,6 +1,7 @@
 """Where and in which number type to train."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -12,8 +13,9 @@ from .spec import Runtime
 
 # Below this gain bf16 costs precision for nothing.
 _WORTHWHILE = 1.3
+# Products that take so many times as long as in fp32 are not measured again.
 _HOPELESS = 4.0
-_TURNS, _TURN = 8, 0.0125
+_TURNS, _TURN_SECONDS = 8, 0.0125
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,20 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None, *, alone: b
 
 @cache
 def bfloat16_gain() -> float:
-    """Of this process's threads; measured once, in turns: whatever else the machine does for a moment then
-    slows down both. The first product of a type, which prepares it, does not count."""
-    fastest = {dtype: _TURN + gemm_seconds(dtype, patience=0) for dtype in (torch.float32, torch.bfloat16)}
+    """Of this process's threads; measured once."""
+    return gain_of(lambda dtype, patience: gemm_seconds(dtype, patience=patience))
+
+
+def gain_of(seconds: Callable[[torch.dtype, float], float]) -> float:
+    """`seconds`: of the fastest product in about so many seconds of them. Types take turns: whatever else the
+    machine does for a moment then slows down both. The first product of a type, which prepares it, does not
+    count."""
+    fastest = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    for dtype in fastest:
+        seconds(dtype, 0)
     for _ in range(_TURNS):
-        for dtype, seconds in fastest.items():
-            fastest[dtype] = min(seconds, gemm_seconds(dtype, patience=_TURN))
+        for dtype, before in fastest.items():
+            fastest[dtype] = min(before, seconds(dtype, _TURN_SECONDS))
         # Emulated: each product takes a while, and there is nothing to find out.
         if fastest[torch.bfloat16] > _HOPELESS * fastest[torch.float32]:
             break
