@@ -256,6 +256,17 @@ def test_head_loss(smoothing: float, targets: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_head_loss_counts_what_the_model_would_write() -> None:
+    """Of equally likely tokens it writes one: the others are not right, as evaluation has it too."""
+    torch.manual_seed(0)
+    head = nn.Linear(4, 40, bias=False)
+    hidden = torch.cat([torch.randn(9, 4), torch.zeros(3, 4)])
+    written = head(hidden).argmax(dim=-1)
+    wanted = torch.where(torch.arange(12) % 3 == 0, written, (written + 1) % 40)
+    _, correct = head_loss(hidden, wanted, Projection([head], torch.float32))
+    assert int(correct) == 4
+
+
 def test_embedding_adds_its_rows_gradients() -> None:
     """Over two optimiser steps, two micro-batches each; nothing of the first is left in the second."""
     torch.manual_seed(0)

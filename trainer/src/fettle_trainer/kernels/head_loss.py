@@ -83,7 +83,7 @@ def _pieces(num_targets: int, weight_VE: Tensor) -> list[slice]:
 
 def _to_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Makes fp32 logits into their own gradient; summed loss and hits."""
-    best_N = logits_NV.amax(dim=-1)
+    best_N, guess_N = logits_NV.max(dim=-1)
     target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
     mean_N = logits_NV.mean(dim=-1) if smoothing else None
     torch.softmax(logits_NV, dim=-1, out=logits_NV)
@@ -93,7 +93,7 @@ def _to_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tupl
         losses_N -= smoothing * mean_N
         logits_NV -= smoothing / logits_NV.shape[1]
     logits_NV.scatter_add_(1, targets_N[:, None], torch.full_like(target_N, smoothing - 1)[:, None])
-    return losses_N.sum(), (target_N == best_N).sum()
+    return losses_N.sum(), (guess_N == targets_N).sum()
 
 
 def head_loss(
