@@ -72,14 +72,14 @@ class _Product:
         self.trains_weight = any(one.weight.requires_grad for one in layers)
         self.trains_bias = any(one.bias is not None and one.bias.requires_grad for one in layers)
         # None where a layer is in 4 bits.
-        self.kept, self.bias = _joined(layers, dtype, keep=self.trains_weight)
+        self._kept, self.bias = _joined(layers, dtype, keep=self.trains_weight)
         self.up = torch.zeros(sum(self.sizes), self.rank, dtype=dtype, device=self.device)
         self.gradients = [_Gradient() for _ in range(2 + len(layers))]
 
     @property
     def weight(self) -> Tensor:
         """O x I; of layers in 4 bits made anew."""
-        return self._made() if self.kept is None else self.kept
+        return self._made() if self._kept is None else self._kept
 
     @torch.no_grad()
     def _made(self) -> Tensor:
@@ -192,13 +192,14 @@ class Projection:
 
 
 class _Products(torch.autograd.Function):
-    """Keeps x, and s x A^T where there are adapters; nothing else."""
+    """Keeps x, and s x A^T where there are adapters; nothing else. Weights are those of the forward pass:
+    nothing is refreshed before the way back."""
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, projection: Projection, _: Tensor | None) -> tuple[Tensor, ...]:
         products = projection.products
         found = tuple(functional.linear(x_TI, one.weight, one.bias) for one in products)
-        kept = [x_TI, projection.down, *(one.kept for one in products), *(one.up for one in products)]
+        kept = [x_TI]
         if projection.adapters:
             low_TR = torch.mm(x_TI, projection.down.t()).mul_(projection.scale)
             kept.append(low_TR)
@@ -212,21 +213,19 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         projection = cast("Projection", ctx.projection)
         products = projection.products
-        x_TI, down_RI, *rest = cast("tuple[Tensor, ...]", ctx.saved_tensors)
-        weights = cast("list[Tensor | None]", rest[: len(products)])
-        ups, low = rest[len(products) : 2 * len(products)], rest[2 * len(products) :]
+        x_TI, *low = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            for grad_TO, one, kept_OI in zip(gradients, products, weights, strict=True):
-                weight_OI = one.weight if kept_OI is None else kept_OI
+            for grad_TO, one in zip(gradients, products, strict=True):
+                weight_OI = one.weight
                 grad_x = torch.mm(grad_TO, weight_OI) if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
         for one, grad_TO in zip(products, gradients, strict=True):
             one.take(grad_TO, x_TI)
         for low_TR in low:
-            parts = [torch.mm(grad_TO, up_Or) for grad_TO, up_Or in zip(gradients, ups, strict=True)]
+            parts = [torch.mm(grad_TO, one.up) for grad_TO, one in zip(gradients, products, strict=True)]
             grad_low = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(projection.scale)
             if grad_x is not None:
-                grad_x.addmm_(grad_low, down_RI)
+                grad_x.addmm_(grad_low, projection.down)
             projection.take_down(torch.mm(grad_low.t(), x_TI))
             for one, grad_TO, low_Tr in zip(products, gradients, _columns(low_TR, products), strict=True):
                 one.take_up(torch.mm(low_Tr.t(), grad_TO))
