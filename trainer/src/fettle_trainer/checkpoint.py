@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .divergence import LossTrend
+from .identity import Identity, fingerprint_of
 from .tensor_files import TensorFile, TensorFileError, sync, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -49,6 +50,45 @@ class Progress:
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
     rows_per_batch: int = 1
     trend: LossTrend = field(default_factory=LossTrend)
+
+    @classmethod
+    def begin(cls, identity: Identity, *, dtype: str, rows_per_batch: int) -> "Progress":
+        return cls(
+            fingerprint=fingerprint_of(identity),
+            identity=identity,
+            dtype=dtype,
+            rows_per_batch=rows_per_batch,
+            step=0,
+            epoch=0,
+            window=0,
+            num_tokens=0,
+            train_seconds=0.0,
+            evaluated_step=0,
+            best_step=0,
+            best_loss=None,
+            evaluations_without_gain=0,
+        )
+
+    def after_step(self, *, num_tokens: int, seconds: float, steps_per_epoch: int) -> "Progress":
+        last = self.window + 1 == steps_per_epoch
+        return replace(
+            self,
+            step=self.step + 1,
+            epoch=self.epoch + last,
+            window=0 if last else self.window + 1,
+            num_tokens=self.num_tokens + num_tokens,
+            train_seconds=self.train_seconds + seconds,
+        )
+
+    def after_evaluation(self, loss: float) -> "Progress":
+        best = self.best_loss is None or loss < self.best_loss
+        return replace(
+            self,
+            evaluated_step=self.step,
+            best_step=self.step if best else self.best_step,
+            best_loss=loss if best else self.best_loss,
+            evaluations_without_gain=0 if best else self.evaluations_without_gain + 1,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,21 +167,8 @@ class Training:
         self._optimiser = make_optimiser(self._trainable, hyper)
         self._schedule = make_schedule(hyper, self._plan.total_steps)
         self._stepper = self._make_stepper()
-        self._progress = Progress(
-            fingerprint=fingerprint_of(identity),
-            identity=identity,
-            rows_per_batch=self._fit.rows if self._fit else hyper.per_device_train_batch_size,
-            dtype=dtype_name(self._compute.dtype),
-            step=0,
-            epoch=0,
-            window=0,
-            num_tokens=0,
-            train_seconds=0.0,
-            evaluated_step=0,
-            best_step=0,
-            best_loss=None,
-            evaluations_without_gain=0,
-        )
+        rows = self._fit.rows if self._fit else hyper.per_device_train_batch_size
+        self._progress = Progress.begin(identity, dtype=dtype_name(self._compute.dtype), rows_per_batch=rows)
         self._refer()
         self._ranks.seed(self._spec.seed)
         if resumed is not None:
@@ -302,7 +289,10 @@ class Training:
             raise diverged(wrong, learning_rate=hyper.learning_rate, last_good=last_good)
         cast("Any", self._optimiser).step()
         seconds = time.monotonic() - start
-        self._advance(replace(self._progress, trend=trend), result, seconds)
+        self._progress = replace(self._progress, trend=trend).after_step(
+            num_tokens=result.num_tokens, seconds=seconds, steps_per_epoch=self._plan.steps_per_epoch
+        )
+        self._heartbeat.step = self._progress.step
         tell_step(self._log, self._progress, self._plan, result=result, rate=rate, seconds=seconds)
 
     def _gradients(self, window: list[int]) -> StepResult:
@@ -361,18 +351,6 @@ class Training:
 
         return begin
 
-    def _advance(self, progress: Progress, result: StepResult, seconds: float) -> None:
-        last = progress.window + 1 == self._plan.steps_per_epoch
-        self._progress = replace(
-            progress,
-            step=progress.step + 1,
-            epoch=progress.epoch + last,
-            window=0 if last else progress.window + 1,
-            num_tokens=progress.num_tokens + result.num_tokens,
-            train_seconds=progress.train_seconds + seconds,
-        )
-        self._heartbeat.step = self._progress.step
-
     def _evaluate(self) -> None:
         """A stop in the middle leaves the evaluation undone; the next attempt does it."""
         rng = rng_tensors()
@@ -380,22 +358,14 @@ class Training:
             lambda rows: self._stepper.evaluate(self._rows.validation, rows, self._begin("evaluating"))
         )
         restore_rng(rng)
-        progress = self._progress
-        best = progress.best_loss is None or result.loss < progress.best_loss
-        self._progress = replace(
-            progress,
-            evaluated_step=progress.step,
-            best_step=progress.step if best else progress.best_step,
-            best_loss=result.loss if best else progress.best_loss,
-            evaluations_without_gain=0 if best else progress.evaluations_without_gain + 1,
-        )
+        self._progress = progress = self._progress.after_evaluation(result.loss)
         self._log.write(
             "evaluation",
             step=progress.step,
             valid_loss=result.loss,
             valid_mean_token_accuracy=result.accuracy,
             metrics=result.metrics,
-            best=best,
+            best=progress.best_step == progress.step,
         )
 
     # ------------------------------------------------------------ checkpoints
