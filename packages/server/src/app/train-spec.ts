@@ -1,6 +1,7 @@
 /** The specification of one attempt: everything a trainer reads. */
 import type { TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
+import { meantBefore } from "../domain/hyperparameters.js";
 import type { Run } from "../domain/job.js";
 import { readHeldOut, trainRowsKeys, validationRowsKey } from "./held-out.js";
 import { type ReadyModelDeps, startOf } from "./models.js";
@@ -34,7 +35,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
     base_model: { name: run.baseModel, family: run.family, path: start.basePath, adapter_path: start.adapterPath },
     data: await data(deps, run),
     output_dir: deps.blobs.localPath(`runs/${run.id}`),
-    hyperparameters,
+    hyperparameters: { ...meantBefore, ...hyperparameters },
     seed: run.seed,
     runtime: {
       device: "auto",

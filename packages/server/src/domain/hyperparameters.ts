@@ -30,6 +30,13 @@ export interface Situation {
   rowsThatFit: (maxLength: number) => number;
 }
 
+/** Of runs that were resolved before these were there: what they meant then. A new hyperparameter needs its line. */
+export const meantBefore: Pick<Hyperparameters, "sampling" | "distill_weight" | "distill_temperature"> = {
+  sampling: "shuffled",
+  distill_weight: 0.5,
+  distill_temperature: 2,
+};
+
 export interface Choice<Name extends string = string> {
   name: Name;
   value: unknown;

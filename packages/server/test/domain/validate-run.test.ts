@@ -1,11 +1,15 @@
 import { createHash } from "node:crypto";
-import type { CanonicalRow } from "@fettle/contract";
+import { type CanonicalRow, type Hyperparameters, trainSpecSchema } from "@fettle/contract";
 import { describe, expect, it } from "vitest";
 import { readHeldOut } from "../../src/app/held-out.js";
 import { buildTrainSpec } from "../../src/app/train-spec.js";
 import { chatRow, classRow, preferenceRow, type Setting, world } from "./validate-world.js";
 
 const oneGroup = Array.from({ length: 20 }, (_, index) => ({ ...chatRow(index + 1), group: "one" }));
+
+function never(): never {
+  throw new Error("the run has no hyperparameters");
+}
 
 describe("validateRun", () => {
   it("resolves everything, holds rows out, and says why", async () => {
@@ -73,6 +77,16 @@ describe("validateRun", () => {
       const { data } = await buildTrainSpec(deps, { ...run(), attempt }, { numThreads: 1, checkpointSeconds: 60 });
       expect(data.validation_path).toBe(expected === null ? null : deps.blobs.localPath(expected));
     }
+  });
+
+  it("a run queued by an older Fettle is trained as it would have been then", async () => {
+    const { validate, run, deps } = await world();
+    await validate();
+    const { sampling: _, distill_weight: __, distill_temperature: ___, ...older } = run().hyperparameters ?? never();
+    const queued = { ...run(), attempt: 1, hyperparameters: older as Hyperparameters };
+    const spec = await buildTrainSpec(deps, queued, { numThreads: 1, checkpointSeconds: 60 });
+    expect(trainSpecSchema.safeParse(spec).success).toBe(true);
+    expect(spec.hyperparameters).toEqual({ ...run().hyperparameters, sampling: "shuffled" });
   });
 
   it("decides a run of each further task, with its labels and its scores", async () => {
