@@ -3,6 +3,7 @@ import { open, readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Family } from "@fettle/contract";
 import { z } from "zod";
+import { maxHeaderBytes, tensorsOf } from "../app/safetensors.js";
 
 /** Sizes of a model, in the field's own terms. */
 export interface ModelShape {
@@ -137,12 +138,6 @@ export async function readModelFolder(folder: string): Promise<FolderFacts> {
   return { ...shape, numParameters: counts.reduce((sum, count) => sum + count, 0) };
 }
 
-const maxHeaderBytes = 100 * 1024 * 1024;
-const headerSchema = z.record(
-  z.string(),
-  z.union([z.object({ shape: z.array(z.number().int().nonnegative()) }), z.record(z.string(), z.string())]),
-);
-
 /** Sum of the tensors' sizes, from the file's header: 8 bytes of length, then JSON. Throws NotAModel. */
 export async function countParameters(path: string): Promise<number> {
   const file = await open(path, "r");
@@ -155,13 +150,7 @@ export async function countParameters(path: string): Promise<number> {
       throw new NotAModel(`${path}: this is no safetensors file, or it is cut off. Copy it again.`);
     const header = Buffer.alloc(bytes);
     await file.read(header, 0, bytes, 8);
-    const tensors = headerSchema.parse(JSON.parse(header.toString("utf8")));
-    let sum = 0;
-    for (const [name, tensor] of Object.entries(tensors)) {
-      if (name !== "__metadata__" && Array.isArray(tensor.shape))
-        sum += tensor.shape.reduce((product, side) => product * side, 1);
-    }
-    return sum;
+    return tensorsOf(header.toString("utf8")).reduce((sum, { size }) => sum + size, 0);
   } catch (cause) {
     if (cause instanceof NotAModel) throw cause;
     throw new NotAModel(`${path}: the safetensors header is unreadable: ${String(cause)}`);
