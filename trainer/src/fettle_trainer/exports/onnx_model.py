@@ -81,7 +81,7 @@ def quantize_int8(source: Path, target: Path) -> None:
             str(target / path.name),
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
-            # A scale for each column: one for all loses a decoder.
+            # A scale for each column: with one for all, an encoder's answers change several times as much.
             per_channel=True,
             extra_options=options,
         )
