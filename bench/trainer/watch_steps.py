@@ -13,9 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from fettle_trainer.light_start import bound_product_caches, hide_unused_packages
+from fettle_trainer.light_start import hide_unused_packages
 
-bound_product_caches()
 hide_unused_packages()
 
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
@@ -29,9 +28,10 @@ WIDEST_ADAPTER = 64
 
 PARTS = {
     "_Products": "linear layers",
+    "_Asked": "before attention",
+    "_Answered": "after attention",
     "_Attention": "attention",
     "_RmsNorm": "norms",
-    "_SwiGlu": "gate",
     "_HeadLoss": "head and loss",
     "_Lookup": "embedding",
     "Optimizer.step": "optimiser",

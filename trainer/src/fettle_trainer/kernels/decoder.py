@@ -3,17 +3,17 @@
 The stream between layers is fp32, products run in the type of the compute. Legend: T tokens of all rows, E
 width."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..packing import current_lengths, current_reads
 from .attention import attend
-from .gate import swiglu
+from .gate import swiglu, swiglu_backward
 from .heads import Heads
 from .layout import Layout
-from .norm import Norm
+from .norm import Norm, rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from .projection import Projection, has_plain_head
 from .varlen import Starts, attend_varlen
 
@@ -43,6 +43,73 @@ class Rotation:
         return Layout.of_self(current_lengths(), self._heads).turned(*turn, self.dtype)
 
 
+class _Asked(torch.autograd.Function):
+    """Norm and product: what is asked of the stream, which passes by: its gradients are added where the
+    norm's is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TE: Tensor, weight_E: Tensor, layer: "_Layer", _: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=layer.before.eps, dtype=layer.before.dtype)
+        (asked,), low_TR = layer.query_key_value.forward(y_TE)
+        ctx.layer = layer
+        ctx.save_for_backward(x_TE, inverse_T1, weight_E, y_TE, low_TR)
+        return x_TE, asked
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_TE, grad_asked = gradients
+        *kept, y_TE, low_TR = cast("tuple[Tensor, ...]", ctx.saved_tensors)
+        needs_x, needs_weight, *_ = cast("tuple[bool, ...]", ctx.needs_input_grad)
+        layer = cast("_Layer", ctx.layer)
+        grad_y = layer.query_key_value.backward(
+            [grad_asked], y_TE, low_TR, needs_input=needs_x or needs_weight
+        )
+        if grad_y is None:
+            return None, None, None, None
+        normed = cast("tuple[Tensor, Tensor, Tensor]", tuple(kept))
+        grad_x = rms_norm_backward(grad_y, normed, beside=grad_TE) if needs_x else None
+        return grad_x, rms_norm_weight_gradient(grad_y, normed) if needs_weight else None, None, None
+
+
+class _Answered(torch.autograd.Function):
+    """What attention saw is added to the stream, then what the layer makes of the sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TE: Tensor, seen: Tensor, weight_E: Tensor, layer: "_Layer", _: Tensor | None
+    ) -> Tensor:
+        (added,), low_seen = layer.out.forward(seen)
+        x_TE = x_TE + added
+        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=layer.between.eps, dtype=layer.between.dtype)
+        (gate_TF, up_TF), low_y = layer.gate_up.forward(y_TE)
+        wide_TF, opened_TF = swiglu(gate_TF, up_TF)
+        (added,), low_wide = layer.down.forward(wide_TF)
+        ctx.layer = layer
+        ctx.save_for_backward(
+            x_TE, inverse_T1, weight_E, seen, low_seen, y_TE, low_y,
+            gate_TF, up_TF, opened_TF, wide_TF, low_wide,
+        )  # fmt: skip
+        return x_TE + added
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_TE, inverse_T1, weight_E, seen, low_seen, y_TE, low_y, *wide = ctx.saved_tensors
+        gate_TF, up_TF, opened_TF, wide_TF, low_wide = wide
+        needs_x, needs_seen, needs_weight, *_ = cast("tuple[bool, ...]", ctx.needs_input_grad)
+        layer = cast("_Layer", ctx.layer)
+        (grad_TE,) = gradients
+        grad_wide = cast("Tensor", layer.down.backward([grad_TE.to(wide_TF.dtype)], wide_TF, low_wide))
+        grad_gate = swiglu_backward(grad_wide, gate_TF, up_TF=up_TF, opened_TF=opened_TF)
+        grad_y = cast("Tensor", layer.gate_up.backward(grad_gate, y_TE, low_y))
+        normed = (x_TE, inverse_T1, weight_E)
+        grad_weight = rms_norm_weight_gradient(grad_y, normed) if needs_weight else None
+        grad_TE = rms_norm_backward(grad_y, normed, beside=grad_TE)
+        grad_seen = layer.out.backward([grad_TE.to(seen.dtype)], seen, low_seen, needs_input=needs_seen)
+        return grad_TE if needs_x else None, grad_seen, grad_weight, None, None
+
+
 class _Layer:
     """Stands in for a layer's forward."""
 
@@ -51,35 +118,35 @@ class _Layer:
         self._is_last = is_last
         attention, mlp = layer.self_attn, layer.mlp
         self._rotation, self._heads = rotation, heads
-        self._before = Norm(layer.input_layernorm, dtype)
-        self._between = Norm(layer.post_attention_layernorm, dtype)
-        self._query_key_value = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self._out = Projection([attention.o_proj], dtype)
+        self.before = Norm(layer.input_layernorm, dtype)
+        self.between = Norm(layer.post_attention_layernorm, dtype)
+        self.query_key_value = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = Projection([attention.o_proj], dtype)
         # Not joined: a product this wide is slower than two.
-        self._gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, apart=True)
-        self._down = Projection([mlp.down_proj], dtype)
-        self.projections = [self._query_key_value, self._out, self._gate_up, self._down]
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, apart=True)
+        self.down = Projection([mlp.down_proj], dtype)
+        self.projections = [self.query_key_value, self.out, self.gate_up, self.down]
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         self._query_norm, self._key_norm = (None if one is None else Norm(one, dtype) for one in norms)
+        anchors = [one.anchor for one in (self.out, self.gate_up, self.down)]
+        self._anchor = next((one for one in anchors if one is not None), None)
 
     def __call__(self, hidden_states: Tensor, *_: Any, **named: Any) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            x_TE = hidden_states[0].float()
-            qkv = self._normed(self._query_key_value(self._before(x_TE)))
-            seen = self._rotation.attend(qkv, named["position_embeddings"], self._heads)
+            # apply() is untyped in torch's stubs.
+            asked, answered = cast("Any", _Asked).apply, cast("Any", _Answered).apply
+            x_TE, qkv = asked(hidden_states[0].float(), self.before.weight, self, self.query_key_value.anchor)
+            seen = self._rotation.attend(self._normed(qkv), named["position_embeddings"], self._heads)
             reads = current_reads() if self._is_last else None
             if reads is not None:
                 x_TE, seen = x_TE.index_select(0, reads), seen.index_select(0, reads)
-            x_TE = x_TE + self._out(seen)
-            gate_TF, up_TF = self._gate_up.each(self._between(x_TE))
-            x_TE = x_TE + self._down(swiglu(gate_TF, up_TF))
-            return x_TE[None]
+            return answered(x_TE, seen, self.between.weight, self, self._anchor)[None]
 
     def _normed(self, qkv: Tensor) -> Tensor:
         """Qwen3 norms each query and key head."""
         if self._query_norm is None or self._key_norm is None:
             return qkv
-        query, key, value = torch.split(qkv, self._query_key_value.sizes, dim=-1)
+        query, key, value = torch.split(qkv, self.query_key_value.sizes, dim=-1)
         width = self._heads.width
         query = self._query_norm(query.reshape(-1, width)).view(query.shape)
         key = self._key_norm(key.reshape(-1, width)).view(key.shape)

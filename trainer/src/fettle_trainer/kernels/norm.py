@@ -10,25 +10,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def rms_norm(x_TE: Tensor, weight_E: Tensor, *, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """y in `dtype`, and T x 1 of 1 / rms."""
+    inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
+    return (x_TE * inverse_T1).mul_(weight_E).to(dtype), inverse_T1
+
+
+def rms_norm_backward(
+    grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor], *, beside: Tensor | None = None
+) -> Tensor:
+    """Gradient of x in fp32. `kept`: x, 1 / rms and the weight. `beside`: what else x has as a gradient."""
+    x_TE, inverse_T1, weight_E = kept
+    # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
+    scaled_TE = grad_TE.float() * weight_E
+    mean_T1 = _dot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
+    factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
+    if beside is None:
+        return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1)
+    return torch.addcmul(beside, scaled_TE, inverse_T1).addcmul_(x_TE, factor_T1.mul_(inverse_T1))
+
+
+def rms_norm_weight_gradient(grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """E in fp32."""
+    x_TE, inverse_T1, _ = kept
+    return (grad_TE.float() * x_TE).mul_(inverse_T1).sum(dim=0)
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x_TE, weight_E, inverse_T1)
-        return (x_TE * inverse_T1).mul_(weight_E).to(dtype)
+        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=eps, dtype=dtype)
+        ctx.save_for_backward(x_TE, inverse_T1, weight_E)
+        return y_TE
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        x_TE, weight_E, inverse_T1 = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)
-        grad_TE = gradients[0].float()
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad_TE * x_TE).mul_(inverse_T1).sum(dim=0)
-        # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
-        scaled_TE = grad_TE * weight_E
-        mean_T1 = _dot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
-        factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
-        return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1), grad_weight, None, None
+        kept = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)
+        (grad_TE,) = gradients
+        grad_weight = rms_norm_weight_gradient(grad_TE, kept) if ctx.needs_input_grad[1] else None
+        return rms_norm_backward(grad_TE, kept), grad_weight, None, None
 
 
 def _dot(a_TE: Tensor, b_TE: Tensor) -> Tensor:
@@ -55,11 +75,15 @@ class Norm:
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._weight = cast("Tensor", module.weight)
-        self._eps = float(cast("Any", module).variance_epsilon)
+        self.eps = float(cast("Any", module).variance_epsilon)
         self._frozen = None if self._weight.requires_grad else self._weight.detach().float()
-        self._dtype = dtype
+        self.dtype = dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """E in fp32."""
+        return self._weight.float() if self._frozen is None else self._frozen
 
     def __call__(self, x_TE: Tensor) -> Tensor:
-        weight = self._weight.float() if self._frozen is None else self._frozen
         # apply() is untyped in torch's stubs.
-        return cast("Tensor", _RmsNorm.apply(x_TE.float(), weight, self._eps, self._dtype))  # pyright: ignore[reportUnknownMemberType]
+        return cast("Tensor", _RmsNorm.apply(x_TE.float(), self.weight, self.eps, self.dtype))  # pyright: ignore[reportUnknownMemberType]

@@ -144,7 +144,7 @@ class Projection:
         self._copies += [(part, one.lora_A.detach()) for part, one in zip(parts, self.adapters, strict=True)]
         # What makes the output part of the graph, as nothing that is trained is seen by autograd.
         trained = bool(self.adapters) or any(one.trains_weight or one.trains_bias for one in self.products)
-        self._anchor = torch.zeros((), device=device, requires_grad=True) if trained else None
+        self.anchor = torch.zeros((), device=device, requires_grad=True) if trained else None
         self.refresh()
 
     @property
@@ -162,7 +162,41 @@ class Projection:
     def each(self, x_TI: Tensor) -> tuple[Tensor, ...]:
         """T x O of each product."""
         # apply() is untyped in torch's stubs.
-        return cast("tuple[Tensor, ...]", _Products.apply(x_TI, self, self._anchor))  # pyright: ignore[reportUnknownMemberType]
+        return cast("tuple[Tensor, ...]", _Products.apply(x_TI, self, self.anchor))  # pyright: ignore[reportUnknownMemberType]
+
+    def forward(self, x_TI: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """T x O of each product; and s x A^T, T x R, where there are adapters. `backward` wants it back."""
+        found = tuple(functional.linear(x_TI, one.weight, one.bias) for one in self.products)
+        if not self.adapters:
+            return found, None
+        low_TR = torch.mm(x_TI, self.down.t()).mul_(self.scale)
+        for y_TO, one, low_Tr in zip(found, self.products, self._columns(low_TR), strict=True):
+            y_TO.addmm_(low_Tr, one.up.t())
+        return found, low_TR
+
+    def backward(
+        self, gradients: Sequence[Tensor], x_TI: Tensor, low_TR: Tensor | None, *, needs_input: bool = True
+    ) -> Tensor | None:
+        """Gradient of x, T x I, unless nobody needs it; those of what is trained go into `grad`."""
+        grad_x: Tensor | None = None
+        if needs_input:
+            for grad_TO, one in zip(gradients, self.products, strict=True):
+                weight_OI = one.weight
+                grad_x = torch.mm(grad_TO, weight_OI) if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
+        for one, grad_TO in zip(self.products, gradients, strict=True):
+            one.take(grad_TO, x_TI)
+        if low_TR is not None:
+            parts = [torch.mm(grad_TO, one.up) for grad_TO, one in zip(gradients, self.products, strict=True)]
+            grad_low = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(self.scale)
+            if grad_x is not None:
+                grad_x.addmm_(grad_low, self.down)
+            self._take_down(torch.mm(grad_low.t(), x_TI))
+            for one, grad_TO, low_Tr in zip(self.products, gradients, self._columns(low_TR), strict=True):
+                one.take_up(torch.mm(low_Tr.t(), grad_TO))
+        return grad_x
+
+    def _columns(self, low_TR: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(low_TR, [one.rank for one in self.products], dim=1)
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """O x I and O of the one product, in its type."""
@@ -172,7 +206,7 @@ class Projection:
         """Into the weights' `grad` of the one product."""
         self.products[0].take_weight(grad_OI, factor)
 
-    def take_down(self, grad_RI: Tensor) -> None:
+    def _take_down(self, grad_RI: Tensor) -> None:
         whole = self._down_gradient.add(grad_RI)
         for part, one in zip(torch.split(whole, self.ranks), self.adapters, strict=True):
             _give(one.lora_A, part)
@@ -197,43 +231,16 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, projection: Projection, _: Tensor | None) -> tuple[Tensor, ...]:
-        products = projection.products
-        found = tuple(functional.linear(x_TI, one.weight, one.bias) for one in products)
-        kept = [x_TI]
-        if projection.adapters:
-            low_TR = torch.mm(x_TI, projection.down.t()).mul_(projection.scale)
-            kept.append(low_TR)
-            for y_TO, one, low_Tr in zip(found, products, _columns(low_TR, products), strict=True):
-                y_TO.addmm_(low_Tr, one.up.t())
+        found, low_TR = projection.forward(x_TI)
         ctx.projection = projection
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(x_TI, low_TR)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         projection = cast("Projection", ctx.projection)
-        products = projection.products
-        x_TI, *low = cast("tuple[Tensor, ...]", ctx.saved_tensors)
-        grad_x: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            for grad_TO, one in zip(gradients, products, strict=True):
-                weight_OI = one.weight
-                grad_x = torch.mm(grad_TO, weight_OI) if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
-        for one, grad_TO in zip(products, gradients, strict=True):
-            one.take(grad_TO, x_TI)
-        for low_TR in low:
-            parts = [torch.mm(grad_TO, one.up) for grad_TO, one in zip(gradients, products, strict=True)]
-            grad_low = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).mul_(projection.scale)
-            if grad_x is not None:
-                grad_x.addmm_(grad_low, projection.down)
-            projection.take_down(torch.mm(grad_low.t(), x_TI))
-            for one, grad_TO, low_Tr in zip(products, gradients, _columns(low_TR, products), strict=True):
-                one.take_up(torch.mm(low_Tr.t(), grad_TO))
-        return grad_x, None, None
-
-
-def _columns(low_TR: Tensor, products: Sequence[_Product]) -> tuple[Tensor, ...]:
-    return torch.split(low_TR, [one.rank for one in products], dim=1)
+        needs_input = cast("bool", ctx.needs_input_grad[0])
+        return projection.backward(gradients, *ctx.saved_tensors, needs_input=needs_input), None, None
 
 
 def _give(parameter: Tensor | None, gradient: Tensor) -> None:
