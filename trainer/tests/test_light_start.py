@@ -1,11 +1,14 @@
 """A start loads what it needs and no more; what was left out comes when it is asked for."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tiny import make_decoder
+import pytest
+from tiny import LABELS, make_decoder, make_encoder, make_spec, with_layers, write_rows
+from training import write_spec
 
 PACKAGE = str(Path(__file__).parents[1] / "src")
 
@@ -57,3 +60,66 @@ def test_a_model_trains_without_compiler_sharding_or_data_libraries(tmp_path: Pa
 
 def test_whoever_asks_for_the_compiler_gets_the_real_one() -> None:
     assert run(COMPILED) == [[2.0, 2.0], 1.0, True, True, True]
+
+
+PREPARED = """
+import sys
+from fettle_trainer.light_start import bound_product_caches
+from fettle_trainer.verifier import apart
+import torch
+
+def products():
+    for rows in range(64, 64 + 8 * 64, 64):
+        torch.mm(torch.ones(rows, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16))
+    return 2.5
+
+if sys.argv[2] == "apart":
+    assert apart(products) == 2.5
+bound_product_caches(int(sys.argv[1]))
+products()
+products()
+"""
+
+
+@pytest.mark.parametrize(("kinds", "before", "prepared"), [(4, "", 16), (32, "", 8), (4, "apart", 8 + 16)])
+def test_as_many_prepared_products_are_kept_as_was_said(kinds: int, before: str, prepared: int) -> None:
+    """Each loop makes products of eight sizes; what is made apart is of another process."""
+    environment = {"PYTHONPATH": PACKAGE, "ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PREPARED, str(kinds), before]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("create:cache_miss,cpu,matmul") == prepared
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+def test_layers_share_what_is_prepared(tmp_path: Path, family: str) -> None:
+    """Rows of 16 lengths in each step: with too few kept, each of 4 layers would prepare its own anew."""
+    rows = [{"text": "refund " * (1 + 8 * (row % 16)), "label": LABELS[row % 2]} for row in range(32)]
+    if family == "decoder":
+        rows = [
+            {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": "ok"}]}
+            for row in rows
+        ]
+    make = make_decoder if family == "decoder" else make_encoder
+    spec = make_spec(
+        with_layers(make(tmp_path / "model"), 4),
+        write_rows(tmp_path / "rows.jsonl", rows),
+        tmp_path / "out",
+        task="chat" if family == "decoder" else "classification",
+        base_model__family=family,
+        data__labels=None if family == "decoder" else LABELS,
+        runtime__dtype="bfloat16",
+        hyperparameters__per_device_train_batch_size=16,
+        hyperparameters__gradient_accumulation_steps=1,
+        hyperparameters__num_train_epochs=1,
+        hyperparameters__max_length=512,
+    )
+    prepared: list[int] = []
+    for kinds in ("", "1024"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        environment = {"PYTHONPATH": PACKAGE, "ONEDNN_VERBOSE": "profile_create"}
+        if kinds:
+            environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = kinds
+        command = [sys.executable, "-m", "fettle_trainer", "train", str(write_spec(spec))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        prepared.append(done.stdout.count("create:cache_miss"))
+    assert prepared[0] < 1.3 * prepared[1]

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-import transformers
 from tiny import (
     LABELS,
     chat_rows,
@@ -21,12 +20,13 @@ from tiny import (
     make_spec,
     pair_rows,
     read_events,
+    with_layers,
     write_rows,
 )
 from torch import Tensor
 from training import write_spec
 
-from fettle_trainer import memory
+from fettle_trainer import collate, memory
 from fettle_trainer.collate import Collator
 from fettle_trainer.data import TokenRows
 from fettle_trainer.device import choose_compute
@@ -54,13 +54,6 @@ class _Quiet:
 
     def __call__(self, *_: Any, **__: Any) -> None:
         return
-
-
-def with_layers(model: Path, count: int) -> Path:
-    config: Any = transformers.AutoConfig.from_pretrained(model)
-    config.num_hidden_layers = config.num_decoder_layers = count
-    getattr(transformers, config.architectures[0])(config).save_pretrained(model)
-    return model
 
 
 class World:
@@ -234,6 +227,24 @@ def test_fewer_rows_at_once_take_less(tmp_path: Path) -> None:
     half = world.predicted()
     assert 0.4 < half.activations / whole.activations < 0.75
     assert half.weights == whole.weights
+
+
+def test_long_rows_are_cut_by_tokens_as_they_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, "chat", "lora")
+    whole = world.predicted()
+    monkeypatch.setattr(collate, "TOKENS_AT_ONCE", 8 * max(world.train.lengths))
+    half = world.predicted()
+    assert 0.3 < half.activations / whole.activations < 0.75
+
+
+def test_pages_stay_before_a_batch_that_is_a_little_larger() -> None:
+    released: list[int] = []
+    room = Room(400, lambda: 300, lambda: released.append(1))
+    for size in (10, 12, 13):
+        room.before(size)
+    assert len(released) == 1
+    room.before(18)
+    assert len(released) == 2
 
 
 def test_pages_go_back_before_a_larger_batch_and_beyond_what_is_due() -> None:

@@ -21,8 +21,9 @@ from tiny import (
 )
 from torch.nn import functional
 
+from fettle_trainer import collate
 from fettle_trainer.adapters import lora_layers
-from fettle_trainer.collate import Batch, epoch_windows, micro_batches
+from fettle_trainer.collate import Batch, bounds_tokens, epoch_windows, micro_batches
 from fettle_trainer.data import Tokeniser, TokenRows, load_dataset
 from fettle_trainer.device import Compute
 from fettle_trainer.models import Loaded, load_for_training
@@ -272,3 +273,18 @@ def test_macro_f1_is_sklearns() -> None:
 def test_dropout_setting_reaches_the_model(folder: Path) -> None:
     loaded, _, _ = prepared(folder, "bert")
     assert {m.p for m in loaded.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+
+def test_micro_batches_have_so_many_rows_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collate, "TOKENS_AT_ONCE", 10)
+    lengths = [0, 4, 6, 1, 30, 2, 2, 2]
+    assert micro_batches([1, 2, 3, 4, 5, 6, 7], 2) == [[1, 2], [3, 4], [5, 6], [7]]
+    assert micro_batches([1, 2, 3, 4, 5, 6, 7], 9, lengths) == [[1, 2], [3], [4], [5, 6, 7]]
+    assert micro_batches([5, 6, 7], 2, lengths) == [[5, 6], [7]]
+    assert micro_batches([], 2, lengths) == []
+
+
+def test_only_cpus_and_losses_of_single_rows_are_cut_by_tokens() -> None:
+    assert bounds_tokens(torch.device("cpu"), joint=False)
+    assert not bounds_tokens(torch.device("cpu"), joint=True)
+    assert not bounds_tokens(torch.device("cuda"), joint=False)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from training import TwoRanks, events_of, of_type, train
 
 import fettle_trainer.models
-from fettle_trainer import sampling
+from fettle_trainer import collate, sampling
 from fettle_trainer import train as training_loop
 from fettle_trainer.step import Stepper
 
@@ -239,6 +239,23 @@ def test_however_a_step_is_cut(folder: Path, record: dict[str, Any], rows_per_ba
     code, events = train(spec)
     assert code == 0, events[-1]
     assert fused_and_packed(spec) == (True, True)
+    assert furthest(trajectory(spec), record["steps"]) < TOLERANCE
+
+
+def test_rows_too_long_to_be_learnt_together(
+    folder: Path, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    plain = Stepper.loss
+    monkeypatch.setattr(
+        Stepper, "loss", lambda self, batch, *more: begun.append(len(batch.rows)) or plain(self, batch, *more)
+    )
+    monkeypatch.setattr(collate, "TOKENS_AT_ONCE", 200)
+    spec = spec_of(folder, "tokens")
+    code, events = train(spec)
+    assert code == 0, events[-1]
+    assert len(begun) > STEPS
+    assert max(begun) < ROWS_PER_STEP
     assert furthest(trajectory(spec), record["steps"]) < TOLERANCE
 
 

@@ -140,6 +140,13 @@ def save(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
+def with_layers(model: Path, count: int) -> Path:
+    config: Any = transformers.AutoConfig.from_pretrained(model)
+    config.num_hidden_layers = config.num_decoder_layers = count
+    getattr(transformers, config.architectures[0])(config).save_pretrained(model)
+    return model
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     text = "".join(
         json.dumps({"line": number, **row}, ensure_ascii=False) + "\n" for number, row in enumerate(rows, 1)

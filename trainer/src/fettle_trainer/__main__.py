@@ -25,8 +25,10 @@ from .light_start import bound_product_caches, hide_unused_packages, prepare_tra
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None and given[:1] != ["fetch"]:
-        bound_product_caches()
         hide_unused_packages()
+        # These two learn from their spec how many products to keep.
+        if given[:1] not in (["train"], ["wait"]):
+            bound_product_caches()
     # These two have command lines of their own.
     if given[:1] == ["serve"]:
         prepare_transformers()

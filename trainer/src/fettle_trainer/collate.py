@@ -23,6 +23,8 @@ from .tensor_files import integers
 # Rows sorted by length together, in windows: enough to make padding rare, few enough to stay shuffled.
 _WINDOWS_SORTED = 32
 IGNORED = -100
+# On a CPU products gain nothing from more tokens than these, and what is kept of each is memory.
+TOKENS_AT_ONCE = 4096
 
 # The rows of an epoch in random order.
 Draw = Callable[[TokenRows, torch.Generator], list[int]]
@@ -207,8 +209,26 @@ def epoch_windows(
     return [sorted(window, key=lambda row: (-lengths[row], row)) for window in windows]
 
 
-def micro_batches(window: Sequence[int], rows_per_batch: int) -> list[list[int]]:
-    return [list(window[start : start + rows_per_batch]) for start in range(0, len(window), rows_per_batch)]
+def micro_batches(
+    window: Sequence[int], rows_per_batch: int, lengths: Sequence[int] | None = None
+) -> list[list[int]]:
+    """`lengths`: tokens of each row, where no more than `TOKENS_AT_ONCE` are to be together."""
+    found: list[list[int]] = []
+    room = 0
+    for row in window:
+        tokens = 0 if lengths is None else lengths[row]
+        if not found or len(found[-1]) == rows_per_batch or tokens > room:
+            found.append([])
+            room = TOKENS_AT_ONCE
+        found[-1].append(row)
+        room -= tokens
+    return found
+
+
+def bounds_tokens(device: torch.device, *, joint: bool) -> bool:
+    """Whether micro-batches are cut by tokens too: on CPUs, unless the loss is made of all rows at once,
+    where each cut is paid for with another pass."""
+    return device.type == "cpu" and not joint
 
 
 def evaluation_batches(rows: TokenRows, rows_per_batch: int) -> list[list[int]]:

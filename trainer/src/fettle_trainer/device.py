@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -56,10 +55,20 @@ def choose_compute(runtime: Runtime, known_dtype: str | None = None, *, alone: b
     return Compute(device, torch.float32, f"float32: {words}")
 
 
-@cache
+_known_gain: float | None = None
+
+
+def know_gain(gain: float) -> None:
+    """As measured elsewhere, with as many threads."""
+    global _known_gain
+    _known_gain = gain
+
+
 def bfloat16_gain() -> float:
     """Of this process's threads; measured once."""
-    return gain_of(lambda dtype, patience: gemm_seconds(dtype, patience=patience))
+    if _known_gain is None:
+        know_gain(gain_of(lambda dtype, patience: gemm_seconds(dtype, patience=patience)))
+    return cast("float", _known_gain)
 
 
 def gain_of(seconds: Callable[[torch.dtype, float], float]) -> float:

@@ -7,6 +7,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
+from .spec import TrainSpec
+
 # transformers imports each of these as soon as it finds it installed (baselines and benchmarks need some).
 _UNUSED = (
     "accelerate",
@@ -19,6 +21,8 @@ _UNUSED = (
     "tensorflow",
     "torchvision",
 )
+# Of one layer, with rows of as many lengths as any batch has.
+MOST_KINDS = 256
 _NEEDED = (
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",
@@ -30,11 +34,22 @@ _MARKS = ("allow_in_graph", "assume_constant_result", "disable", "graph_break")
 _PART, _TAKEN = f"{_COMPILER}._trace_wrapped_higher_order_op", "TransformGetItemToIndex"
 
 
-def bound_product_caches() -> None:
-    """Before torch is loaded. It keeps prepared products of every size for good, 1,024 of them twice over;
-    with rows of many lengths that is 10 MB a step. As many as a model has kinds of products are enough."""
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+def bound_product_caches(kinds: int = MOST_KINDS) -> None:
+    """Before the first product: oneDNN asks once. It keeps what it prepared for products of `kinds` sizes,
+    0.7 MB each, 1,024 unless told; with rows of many lengths that is 10 MB a step. Another cache, in PyTorch,
+    keeps the same once more, and no time that could be seen."""
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(kinds))
+
+
+def product_kinds(spec: TrainSpec) -> int:
+    """A little more than the products of one layer, both ways: with fewer each layer would prepare its own
+    anew, half a millisecond each. Most are attention's, six for each length; rows of an encoder come sorted,
+    and share them."""
+    rows = spec.hyperparameters.per_device_train_batch_size
+    if spec.task in ("preference", "embedding", "ranking"):
+        rows *= 2
+    return min(MOST_KINDS, 48 + rows if spec.base_model.family == "encoder" else 32 + 4 * rows)
 
 
 def hide_unused_packages() -> None:

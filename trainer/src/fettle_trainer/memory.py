@@ -20,10 +20,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from .collate import Collator, evaluation_batches, micro_batches
+from .collate import Collator, bounds_tokens, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
 from .four_bits import four_bit_layers
+from .light_start import product_kinds
 from .memory_layers import Keeps, Layers
 from .models import Loaded
 from .plan import Plan
@@ -37,9 +38,9 @@ _MOMENTS = 2 * _FLOAT
 # Measured: what loading brings beside weights (tokenizer, the model's modules), and pages of libraries that
 # the first step reads.
 _LATER = 80e6
-# Measured: prepared products in the end, and after how many batches two thirds of them. In fp32 others do the
-# work, which keep little.
-_PRODUCTS, _PRODUCTS_FP32, _PRODUCTS_AFTER = 90e6, 11e6, 6
+# Measured: a prepared product, and after how many batches two thirds of those that are kept are there. In
+# fp32 others do the work, which keep little.
+_PRODUCT, _PRODUCTS_FP32, _PRODUCTS_AFTER = 0.67e6, 11e6, 6
 # Measured: gaps between what a way back needs, as a part of it, and never more than so many.
 _GAPS, _MOST_GAPS = 0.9, 170e6
 # As in kernels/head_loss.py.
@@ -64,7 +65,8 @@ def give_back() -> None:
 class Room:
     """Keeps a process near what was predicted for it: the gaps between tensors of many sizes would grow from
     batch to batch. Fresh pages cost time, so they are given back only when there are too many: before a batch
-    larger than all before it, and when more is held than was predicted and the largest batch has left."""
+    so much larger than all before it that more than predicted might be held, and when more is held than was
+    predicted and the largest batch has left."""
 
     def __init__(
         self,
@@ -82,8 +84,9 @@ class Room:
         if self._is_after_largest:
             self._bound = max(self._bound, held)
         self._is_after_largest = size > self._largest
+        grows = self._is_after_largest and held * size > self._bound * max(1, self._largest)
         self._largest = max(self._largest, size)
-        if self._is_after_largest or held > self._bound:
+        if held > self._bound or grows:
             self._release()
 
 
@@ -143,7 +146,7 @@ def predict(
     )
     gradients, moments = trained * _FLOAT, trained * _MOMENTS
     widest = (0, 0, 0)
-    for turn, chosen in _largest(work, rows.train, by_length=not loaded.packed):
+    for turn, chosen in _largest(work, rows.train, by_length=not loaded.packed, device=loaded.model.device):
         batch = collate(rows.train, chosen)
         activations = layers.bytes_of(batch, keeps)
         logits = _learning_logits(loaded, work, len(batch.gather_N))
@@ -167,20 +170,23 @@ def predict(
 
 def _products(work: Work, learning_bytes: int) -> int:
     batches = work.plan.total_steps * -(-work.plan.rows_per_step // work.rows_per_batch)
-    most = _PRODUCTS_FP32 if work.dtype == torch.float32 else _PRODUCTS
+    most = _PRODUCTS_FP32 if work.dtype == torch.float32 else _PRODUCT * product_kinds(work.spec)
     return int(most * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * learning_bytes, _MOST_GAPS))
 
 
-def _largest(work: Work, rows: TokenRows, *, by_length: bool) -> Iterator[tuple[_Turn, list[int]]]:
+def _largest(
+    work: Work, rows: TokenRows, *, by_length: bool, device: torch.device
+) -> Iterator[tuple[_Turn, list[int]]]:
     """Micro-batches that may take most: of each turn that of most tokens, and that of the longest rows."""
     lengths = rows.lengths
     best: dict[tuple[_Turn, int], tuple[int, list[int]]] = {}
     windows = Windows(work.spec, rows, work.plan.rows_per_step, by_length=by_length)
+    bound = lengths if bounds_tokens(device, joint=objective_of(work.task).joint) else None
     epochs = work.plan.total_steps // work.plan.steps_per_epoch
     turn: _Turn = "first"
     for epoch in range(min(epochs, max(1, _LOOKED_THROUGH // len(rows)))):
         for window in windows.of(epoch):
-            for chosen in micro_batches(window, work.rows_per_batch):
+            for chosen in micro_batches(window, work.rows_per_batch, bound):
                 for power in (1, 2):
                     size = sum(lengths[row] ** power for row in chosen)
                     if size > best.get((turn, power), (0, []))[0]:

@@ -12,6 +12,7 @@ from types import FrameType
 
 from .events import EventLog, Heartbeat, News
 from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
+from .light_start import bound_product_caches, product_kinds
 from .spec import SpecError, TrainSpec, read_spec
 
 # Artefact, base model, probe file -> largest difference.
@@ -28,6 +29,7 @@ def train_command(spec_path: Path, verify: Verifier | None = None) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return BAD_SPEC
+    bound_product_caches(product_kinds(spec))
     # PyTorch reads it once, when it is loaded.
     os.environ["OMP_NUM_THREADS"] = str(spec.runtime.num_threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

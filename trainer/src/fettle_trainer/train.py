@@ -17,7 +17,7 @@ from torch import Tensor
 from . import artefact
 from .announcements import tell_fewer_rows, tell_model, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
-from .collate import micro_batches
+from .collate import bounds_tokens, micro_batches
 from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
@@ -304,7 +304,12 @@ class Training:
         return StepResult(loss, accuracy, norm_of(norm), num_tokens)
 
     def _window_sum(self, window: list[int], rows_per_batch: int) -> tuple[float, float, int]:
-        micro = micro_batches(window, self._ranks.rows_per_batch(rows_per_batch, len(window)))
+        cut = bounds_tokens(self._compute.device, joint=self._stepper.objective.joint)
+        micro = micro_batches(
+            window,
+            self._ranks.rows_per_batch(rows_per_batch, len(window)),
+            self._rows.train.lengths if cut else None,
+        )
         return self._stepper.train_step(self._rows.train, micro, self._begin("training"), ranks=self._ranks)
 
     def _fitting(self, work: Callable[[int], _Result]) -> _Result:

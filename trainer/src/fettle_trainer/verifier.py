@@ -25,11 +25,33 @@ Verifier = Callable[[Path, Path, Path], float]
 
 
 def start_verifier() -> Verifier:
-    """To be called before any product is computed: threads do not survive a fork, nor does a GPU's driver."""
+    """To be called before any product is computed."""
     load_libraries()
-    if sys.platform != "linux" or torch.version.cuda is not None:
-        return verify_in_fresh_process
-    return fork().ask
+    return fork().ask if _forks() else verify_in_fresh_process
+
+
+def apart(measure: Callable[[], float]) -> float:
+    """What it returns in a process forked off, where one can be: this one has computed nothing yet, and how
+    many prepared products it will keep is asked with the first."""
+    if not _forks():
+        return measure()
+    answer, answered = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(answered, repr(measure()).encode())
+        finally:
+            os._exit(0)
+    os.close(answered)
+    with os.fdopen(answer, encoding="utf-8") as answers:
+        text = answers.read()
+    os.waitpid(pid, 0)
+    return float(text) if text else measure()
+
+
+def _forks() -> bool:
+    """Threads do not survive a fork, nor does a GPU's driver: both begin with the first product."""
+    return sys.platform == "linux" and torch.version.cuda is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from .device import bfloat16_gain, know_gain
 from .run import train_command
-from .verifier import start_verifier
+from .verifier import apart, start_verifier
 
 _GATE = 3
 # Of the bundled models and their nearest kin; others are loaded when their run comes.
@@ -20,6 +21,7 @@ _KINDS = ("bert", "llama", "qwen2", "roberta", "t5")
 
 def wait_command() -> int:
     verify = start_verifier()
+    know_gain(apart(bfloat16_gain))
     _warm_up()
     with os.fdopen(_GATE, encoding="utf-8") as gate:
         line = gate.readline()
@@ -40,13 +42,11 @@ def _warm_up() -> None:
     import torch
 
     from . import train  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    from .device import bfloat16_gain
 
     for kind in _KINDS:
         import_module(f"transformers.models.{kind}.modeling_{kind}")
     with torch.device("meta"):
         torch.arange(2)
-    bfloat16_gain()
     layer = torch.nn.Linear(8, 8)
     optimiser = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.ones(2, 8)).sum().backward()
