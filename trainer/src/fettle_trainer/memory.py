@@ -70,11 +70,12 @@ class Room:
 
     def __init__(
         self,
-        predicted: int,
+        predicted: "Memory",
         held: Callable[[], int] = rss_bytes,
         release: Callable[[], None] = give_back,
     ) -> None:
-        self._bound, self._held, self._release = predicted, held, release
+        self._bound, self._held, self._release = predicted.total, held, release
+        self._fixed = predicted.total - predicted.activations - predicted.logits
         self._largest = 0
         self._is_after_largest = False
 
@@ -83,10 +84,11 @@ class Room:
         held = self._held()
         if self._is_after_largest:
             self._bound = max(self._bound, held)
-        self._is_after_largest = size > self._largest
-        grows = self._is_after_largest and held * size > self._bound * max(1, self._largest)
-        self._largest = max(self._largest, size)
-        if held > self._bound or grows:
+        before, self._largest = self._largest, max(self._largest, size)
+        self._is_after_largest = size > before
+        if self._is_after_largest and before:
+            held = self._fixed + max(0, held - self._fixed) * size // before
+        if held > self._bound or not before:
             self._release()
 
 

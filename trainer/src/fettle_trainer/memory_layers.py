@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .adapters import lora_layers
 from .collate import Batch
+from .kernels import fused as passes
 from .kernels.attention import QUERIES_AT_ONCE
 from .kernels.heads import Heads
 from .kernels.layout import LONGEST_PLAIN, Layout, Run
@@ -72,6 +73,8 @@ class Layers:
         d = torch.finfo(dtype).bits // 8
         gated = causal or bool(getattr(config, "is_gated_act", False))
         inner_kept = _GATE if gated else _RELU if pairs else _ACTIVATION
+        if fused and causal and passes.is_used(dtype, loaded.model.device):
+            inner_kept -= 1  # the activation is made again
         # Norms keep their input in fp32, products theirs in d.
         before = behind = _FLOAT * width + d * width
         if config.model_type in _NORMS_BEHIND:

@@ -142,7 +142,7 @@ class Training:
         if self._compute.device.type != "cpu":
             return None
         memory = predict(self._loaded, work, self._rows, process_bytes=resident)
-        self._room = Room(memory.total)
+        self._room = Room(memory)
         return memory
 
     def _resume(self, identity: Identity) -> Checkpoint | None:

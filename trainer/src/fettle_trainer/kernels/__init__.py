@@ -9,7 +9,7 @@ from torch import Tensor
 from ..adapters import lora_layers
 from ..collate import Batch
 from ..packing import filler, how_unlike, packed_answers, padded_answers, pair_answers, switch
-from . import decoder, embedding, encoder, t5
+from . import decoder, embedding, encoder, fused, t5
 from .embedding import Embedding
 from .projection import Projection
 
@@ -70,10 +70,24 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
     if not unlike:
         head = model.get_output_embeddings() if kind is not encoder else None
         kernels = Kernels(model, parts, None if head is None else Projection([head], dtype))
-        return kernels, "the fused layers answer as the model's own do"
+        return (
+            kernels,
+            f"the fused layers answer as the model's own do{_between_products(kind, dtype, model.device)}",
+        )
     _take_out(model)
     model.set_attn_implementation(before)
     return None, f"the fused layers are not used, as their {unlike}"
+
+
+def _between_products(kind: Any, dtype: torch.dtype, device: torch.device) -> str:
+    """What a decoder's layers do on a CPU between their products, where it could be done in one pass."""
+    if kind is not decoder or dtype != torch.bfloat16 or device.type != "cpu":
+        return ""
+    return (
+        ""
+        if fused.is_used(dtype, device)
+        else ", by PyTorch's own operations, as no C compiler (cc) works here"
+    )
 
 
 def _take_out(model: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from . import fused
 from .attention_long import flash, flash_backward
 from .heads import Heads, Part
 from .layout import LONGEST_PLAIN, Layout
@@ -102,6 +103,15 @@ class _Plan:
     def is_long(self, part: Part) -> bool:
         return part.length > LONGEST_PLAIN and self.heads.causal and self.bias is None
 
+    def is_plain_causal(self, scores: Tensor) -> bool:
+        """Whether scores depend on nothing but queries and keys, and on which come before."""
+        plain = self.heads.causal and self.bias is None and not self.heads.dropout
+        return plain and scores.shape[-1] <= fused.MOST_KEYS and fused.fits(scores)
+
+    def seen(self, block: Block) -> dict[str, int]:
+        before = block.first - block.low
+        return {"group": self.heads.group, "before": before, "window": self.heads.window}
+
     def added(self, part: Part, block: Block, dtype: torch.dtype) -> list[Tensor]:
         found = [] if part.mask is None else [part.mask.to(dtype)]
         if self.bias is not None:
@@ -115,14 +125,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, bias: Tensor | None, layout: Layout, heads: Heads) -> Tensor:
         """`source`: head rows in the layout's order of the input; returns T x H D."""
         plan = _Plan(layout, heads, bias)
-        rows = source.index_select(0, layout.order)
-        turned = rows[: layout.sizes[0] + layout.sizes[1]]
-        if layout.turn is not None:
-            cos, sin = layout.turn
-            swapped = turned.roll(heads.width // 2, dims=-1)
-            turned.mul_(cos).addcmul_(swapped, sin)
-        elif heads.scale != 1:
-            rows[: layout.sizes[0]] *= heads.scale
+        rows = _turned(source, layout, heads)
         out = torch.empty_like(rows[: layout.sizes[0]])
         kept: list[Tensor] = []
         for part, target in zip(plan.parts(rows), plan.queries(out), strict=True):
@@ -147,14 +150,35 @@ class _Attention(torch.autograd.Function):
                 flash_backward((part, next(back.kept), next(back.kept)), grad, (to, heads))
             else:
                 back.row(part, to, grad)
-        turned = grad_rows[: layout.sizes[0] + layout.sizes[1]]
-        if layout.turn is not None:
-            cos, sin = layout.turn
-            swapped = (turned * sin).roll(heads.width // 2, dims=-1)
-            turned.mul_(cos).add_(swapped)
-        elif heads.scale != 1:
-            grad_rows[: layout.sizes[0]] *= heads.scale
-        return grad_rows.index_select(0, layout.inverse), grad_bias, None, None
+        return _turned_back(grad_rows, layout, heads), grad_bias, None, None
+
+
+def _turned(source: Tensor, layout: Layout, heads: Heads) -> Tensor:
+    """The heads of each row in turn; queries scaled, queries and keys turned by their positions."""
+    if layout.turn is not None and fused.fits(source):
+        return fused.turn(source, layout.order, layout.turn)
+    rows = source.index_select(0, layout.order)
+    turned = rows[: layout.sizes[0] + layout.sizes[1]]
+    if layout.turn is not None:
+        cos, sin = layout.turn
+        swapped = turned.roll(heads.width // 2, dims=-1)
+        turned.mul_(cos).addcmul_(swapped, sin)
+    elif heads.scale != 1:
+        rows[: layout.sizes[0]] *= heads.scale
+    return rows
+
+
+def _turned_back(grad_rows: Tensor, layout: Layout, heads: Heads) -> Tensor:
+    if layout.turn is not None and fused.fits(grad_rows):
+        return fused.turn_back(grad_rows, layout.inverse, layout.turn)
+    turned = grad_rows[: layout.sizes[0] + layout.sizes[1]]
+    if layout.turn is not None:
+        cos, sin = layout.turn
+        swapped = (turned * sin).roll(heads.width // 2, dims=-1)
+        turned.mul_(cos).add_(swapped)
+    elif heads.scale != 1:
+        grad_rows[: layout.sizes[0]] *= heads.scale
+    return grad_rows.index_select(0, layout.inverse)
 
 
 def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
@@ -164,15 +188,21 @@ def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
     for block in _blocks(part, heads):
         asked = slice(block.first * heads.group, block.last * heads.group)
         scores = torch.bmm(part.query[:, asked], part.key[:, block.low : block.high].transpose(1, 2))
-        for added in plan.added(part, block, scores.dtype):
-            scores.view(-1, heads.key, *scores.shape[1:]).add_(added)
-        weight = _softmax(scores)
+        weight = _weights(plan, part, block, scores=scores)
         kept.append(weight)
         if heads.dropout:
             kept.append(_dropout_mask(weight, heads.dropout))
             weight = weight * kept[-1]
         torch.bmm(weight, part.value[:, block.low : block.high], out=target[:, asked])
     return kept
+
+
+def _weights(plan: _Plan, part: Part, block: Block, *, scores: Tensor) -> Tensor:
+    if plan.is_plain_causal(scores):
+        return fused.causal_softmax_(scores, **plan.seen(block))
+    for added in plan.added(part, block, scores.dtype):
+        scores.view(-1, plan.heads.key, *scores.shape[1:]).add_(added)
+    return _softmax(scores)
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -206,7 +236,10 @@ class _Back:
                 mask = next(self.kept)
                 used = weight * mask
                 grad_weight.mul_(mask)
-            scores = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
+            if self.plan.is_plain_causal(weight):
+                scores = fused.causal_softmax_backward_(grad_weight, weight, **self.plan.seen(block))
+            else:
+                scores = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             if self.grad_bias is not None:
                 apart = scores.view(-1, heads.key, *scores.shape[1:])
                 self.grad_bias[:, block.first : block.last, seen] += (

@@ -13,7 +13,7 @@ from .attention import attend
 from .gate import swiglu, swiglu_backward
 from .heads import Heads
 from .layout import Layout
-from .norm import Norm, rms_norm, rms_norm_backward, rms_norm_weight_gradient
+from .norm import Norm, add, rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from .projection import Projection, has_plain_head
 from .varlen import Starts, attend_varlen
 
@@ -51,7 +51,8 @@ class _Asked(torch.autograd.Function):
     def forward(
         ctx: Any, x_TE: Tensor, weight_E: Tensor, layer: "_Layer", _: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=layer.before.eps, dtype=layer.before.dtype)
+        norm = layer.before
+        x_TE, y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=norm.eps, dtype=norm.dtype)
         (asked,), low_TR = layer.query_key_value.forward(y_TE)
         ctx.layer = layer
         ctx.save_for_backward(x_TE, inverse_T1, weight_E, y_TE, low_TR)
@@ -69,7 +70,7 @@ class _Asked(torch.autograd.Function):
         if grad_y is None:
             return None, None, None, None
         normed = cast("tuple[Tensor, Tensor, Tensor]", tuple(kept))
-        grad_x = rms_norm_backward(grad_y, normed, beside=grad_TE) if needs_x else None
+        grad_x = rms_norm_backward(grad_y, normed, beside=grad_TE)[0] if needs_x else None
         return grad_x, rms_norm_weight_gradient(grad_y, normed) if needs_weight else None, None, None
 
 
@@ -81,8 +82,8 @@ class _Answered(torch.autograd.Function):
         ctx: Any, x_TE: Tensor, seen: Tensor, weight_E: Tensor, layer: "_Layer", _: Tensor | None
     ) -> Tensor:
         (added,), low_seen = layer.out.forward(seen)
-        x_TE = x_TE + added
-        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=layer.between.eps, dtype=layer.between.dtype)
+        norm = layer.between
+        x_TE, y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=norm.eps, dtype=norm.dtype, added_TE=added)
         (gate_TF, up_TF), low_y = layer.gate_up.forward(y_TE)
         wide_TF, opened_TF = swiglu(gate_TF, up_TF)
         (added,), low_wide = layer.down.forward(wide_TF)
@@ -91,7 +92,7 @@ class _Answered(torch.autograd.Function):
             x_TE, inverse_T1, weight_E, seen, low_seen, y_TE, low_y,
             gate_TF, up_TF, opened_TF, wide_TF, low_wide,
         )  # fmt: skip
-        return x_TE + added
+        return add(x_TE, added)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,8 +106,8 @@ class _Answered(torch.autograd.Function):
         grad_y = cast("Tensor", layer.gate_up.backward(grad_gate, y_TE, low_y))
         normed = (x_TE, inverse_T1, weight_E)
         grad_weight = rms_norm_weight_gradient(grad_y, normed) if needs_weight else None
-        grad_TE = rms_norm_backward(grad_y, normed, beside=grad_TE)
-        grad_seen = layer.out.backward([grad_TE.to(seen.dtype)], seen, low_seen, needs_input=needs_seen)
+        grad_TE, narrowed = rms_norm_backward(grad_y, normed, beside=grad_TE)
+        grad_seen = layer.out.backward([narrowed], seen, low_seen, needs_input=needs_seen)
         return grad_TE if needs_x else None, grad_seen, grad_weight, None, None
 
 

@@ -9,25 +9,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import fused
 
-def rms_norm(x_TE: Tensor, weight_E: Tensor, *, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """y in `dtype`, and T x 1 of 1 / rms."""
+
+def add(x_TE: Tensor, added_TE: Tensor) -> Tensor:
+    """Of the stream in fp32 and what a product makes."""
+    return fused.add(x_TE, added_TE) if fused.fits(added_TE) else x_TE + added_TE
+
+
+def rms_norm(
+    x_TE: Tensor, weight_E: Tensor, *, eps: float, dtype: torch.dtype, added_TE: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + added, y of it in `dtype`, and T x 1 of 1 / rms."""
+    if fused.fits(x_TE, dtype):
+        return fused.rms_norm(x_TE, weight_E, eps=eps, added_TE=added_TE)
+    x_TE = x_TE if added_TE is None else x_TE + added_TE
     inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
-    return (x_TE * inverse_T1).mul_(weight_E).to(dtype), inverse_T1
+    return x_TE, (x_TE * inverse_T1).mul_(weight_E).to(dtype), inverse_T1
 
 
 def rms_norm_backward(
     grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor], *, beside: Tensor | None = None
-) -> Tensor:
-    """Gradient of x in fp32. `kept`: x, 1 / rms and the weight. `beside`: what else x has as a gradient."""
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x in fp32, and once more in the type of y. `kept`: x, 1 / rms and the weight. `beside`:
+    what else x has as a gradient."""
+    if fused.fits(grad_TE):
+        return fused.rms_norm_backward(grad_TE, kept, beside=beside)
     x_TE, inverse_T1, weight_E = kept
     # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
     scaled_TE = grad_TE.float() * weight_E
     mean_T1 = _dot(scaled_TE, x_TE)[:, None].div_(x_TE.shape[-1])
     factor_T1 = mean_T1.mul_(inverse_T1.square()).neg_()
     if beside is None:
-        return scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1)
-    return torch.addcmul(beside, scaled_TE, inverse_T1).addcmul_(x_TE, factor_T1.mul_(inverse_T1))
+        grad_x = scaled_TE.addcmul_(x_TE, factor_T1).mul_(inverse_T1)
+    else:
+        grad_x = torch.addcmul(beside, scaled_TE, inverse_T1).addcmul_(x_TE, factor_T1.mul_(inverse_T1))
+    return grad_x, grad_x.to(grad_TE.dtype)
 
 
 def rms_norm_weight_gradient(grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -39,7 +56,7 @@ def rms_norm_weight_gradient(grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TE: Tensor, weight_E: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=eps, dtype=dtype)
+        _, y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=eps, dtype=dtype)
         ctx.save_for_backward(x_TE, inverse_T1, weight_E)
         return y_TE
 
@@ -48,7 +65,7 @@ class _RmsNorm(torch.autograd.Function):
         kept = cast("tuple[Tensor, Tensor, Tensor]", ctx.saved_tensors)
         (grad_TE,) = gradients
         grad_weight = rms_norm_weight_gradient(grad_TE, kept) if ctx.needs_input_grad[1] else None
-        return rms_norm_backward(grad_TE, kept), grad_weight, None, None
+        return rms_norm_backward(grad_TE, kept)[0], grad_weight, None, None
 
 
 def _dot(a_TE: Tensor, b_TE: Tensor) -> Tensor:
