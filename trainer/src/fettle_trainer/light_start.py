@@ -49,7 +49,7 @@ def product_kinds(spec: TrainSpec) -> int:
     rows = spec.hyperparameters.per_device_train_batch_size
     if spec.task in ("preference", "embedding", "ranking"):
         rows *= 2
-    return min(MOST_KINDS, 48 + rows if spec.base_model.family == "encoder" else 32 + 4 * rows)
+    return min(MOST_KINDS, 32 + rows if spec.base_model.family == "encoder" else 32 + 4 * rows)
 
 
 def hide_unused_packages() -> None:
