@@ -10,6 +10,7 @@ import torch
 from tiny import chat_rows, make_decoder, make_spec, write_rows
 from training import Forked, events_of, of_type, train
 
+from fettle_trainer import collate
 from fettle_trainer import train as training_loop
 from fettle_trainer.divergence import LossTrend, divergence
 from fettle_trainer.events import rss_bytes
@@ -114,6 +115,20 @@ def test_an_evaluation_that_does_not_fit_is_halved_too(
     assert after["valid_loss"] == pytest.approx(before["valid_loss"], rel=1e-5)
 
 
+def test_half_of_what_did_not_fit_is_tried_where_tokens_had_cut_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collate, "TOKENS_AT_ONCE", 400)
+    scarce = Scarce(monkeypatch, rows=1)
+    code, events = train(spec_of(tmp_path, hyperparameters__per_device_train_batch_size=40))
+    assert code == 0, events[-1]
+    told = [event["data"]["rows_per_batch"] for event in of_type(events, "log") if event["level"] == "warn"]
+    # No 40 rows were ever together: half of those would have been the same batches again.
+    assert max(scarce.sizes) < 10
+    assert told[0] < 10
+    assert told[-1] == 1
+
+
 def test_one_row_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Scarce(monkeypatch, rows=0)
     code, events = train(spec_of(tmp_path))
@@ -123,8 +138,11 @@ def test_one_row_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: pyt
     ] == [4, 2, 1]
 
 
-def test_a_process_with_too_little_memory_trains_on_with_less(tmp_path: Path) -> None:
+def test_a_process_with_too_little_memory_trains_on_with_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real thing: an address space that 128 rows do not fit into."""
+    monkeypatch.setattr(collate, "TOKENS_AT_ONCE", 256 * 128)
     make_decoder(tmp_path / "model", "gpt2")
     long = {"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 8}
     answer = {"role": "assistant", "content": "with care"}

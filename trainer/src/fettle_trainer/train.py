@@ -55,6 +55,8 @@ class Training:
         self._ranks = Ranks.of_environment(spec.runtime.parallelism)
         self._room: Room | None = None
         self._fit: Fit | None = None
+        # Rows of the largest micro-batch in the work at hand.
+        self._at_once = 0
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -310,6 +312,8 @@ class Training:
             self._ranks.rows_per_batch(rows_per_batch, len(window)),
             self._rows.train.lengths if cut else None,
         )
+        # Half of what does not fit is half of what was there, not of what might have been.
+        self._at_once = max(map(len, micro))
         return self._stepper.train_step(self._rows.train, micro, self._begin("training"), ranks=self._ranks)
 
     def _fitting(self, work: Callable[[int], _Result]) -> _Result:
@@ -317,19 +321,19 @@ class Training:
         The loss is weighted by tokens, so the step is the same however it is cut."""
         rng = rng_tensors()
         while True:
-            rows = self._progress.rows_per_batch
+            self._at_once = self._progress.rows_per_batch
             try:
-                return work(rows)
+                return work(self._at_once)
             except StopRequested:
                 restore_rng(rng)  # half a window was drawn; the checkpoint stands before it
                 raise
             except Exception as error:
-                is_last = rows == 1 and (self._fit is None or self._fit.is_last)
+                is_last = self._at_once == 1 and (self._fit is None or self._fit.is_last)
                 if is_last or not self._ranks.alone or not is_out_of_memory(error):
                     raise
                 lack = str(error).splitlines()[0] if str(error) else "MemoryError"
             # Outside of the handler: the traceback would keep the tensors of the failed attempt alive.
-            self._shrink(rows, lack)
+            self._shrink(self._at_once, lack)
             restore_rng(rng)
 
     def _shrink(self, rows: int, lack: str) -> None:
