@@ -113,7 +113,7 @@ const total = (parts, key, value) =>
   parts.filter((one) => one[key] === value).reduce((sum, { seconds }) => sum + seconds, 0);
 
 const machineLine = ({ cpu, threads, memory_bytes, gflops }) =>
-  `Machine: ${threads} cores of ${cpu}, ${Math.round(memory_bytes / 1e9)} GB; products reach ${Math.round(gflops.float32)} GFLOP/s in fp32, ${Math.round(gflops.bfloat16)} in bf16.`;
+  `Machine: ${threads} cores of ${cpu}, ${Math.round(memory_bytes / 1e9)} GB; products reach ${Math.round(gflops.float32)} GFLOP/s in fp32, ${Math.round(gflops.bfloat16)} in bf16 (in the newest run; a share of the roofline is of its own run).`;
 
 /** The block of docs/performance.md. */
 export function benchBlock({ trainer, profile, memory }) {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapters import lora_layers
 from .collate import Batch
-from .kernels import fused as passes
+from .kernels import passes
 from .kernels.attention import QUERIES_AT_ONCE
 from .kernels.heads import Heads
 from .kernels.layout import LONGEST_PLAIN, Layout, Run

@@ -42,11 +42,11 @@ def _warm_up() -> None:
     import torch
 
     from . import train  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    from .kernels import fused
+    from .kernels import passes
 
     for kind in _KINDS:
         import_module(f"transformers.models.{kind}.modeling_{kind}")
-    fused.library()
+    passes.library()
     with torch.device("meta"):
         torch.arange(2)
     layer = torch.nn.Linear(8, 8)

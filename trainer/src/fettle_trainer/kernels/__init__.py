@@ -9,7 +9,7 @@ from torch import Tensor
 from ..adapters import lora_layers
 from ..collate import Batch
 from ..packing import filler, how_unlike, packed_answers, padded_answers, pair_answers, switch
-from . import decoder, embedding, encoder, fused, t5
+from . import decoder, embedding, encoder, passes, t5
 from .embedding import Embedding
 from .projection import Projection
 
@@ -85,7 +85,7 @@ def _between_products(kind: Any, dtype: torch.dtype, device: torch.device) -> st
         return ""
     return (
         ""
-        if fused.is_used(dtype, device)
+        if passes.is_used(dtype, device)
         else ", by PyTorch's own operations, as no C compiler (cc) works here"
     )
 

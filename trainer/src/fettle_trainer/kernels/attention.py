@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from . import fused
+from . import passes
 from .attention_long import flash, flash_backward
 from .heads import Heads, Part
 from .layout import LONGEST_PLAIN, Layout
@@ -106,7 +106,7 @@ class _Plan:
     def is_plain_causal(self, scores: Tensor) -> bool:
         """Whether scores depend on nothing but queries and keys, and on which come before."""
         plain = self.heads.causal and self.bias is None and not self.heads.dropout
-        return plain and scores.shape[-1] <= fused.MOST_KEYS and fused.fits(scores)
+        return plain and scores.shape[-1] <= passes.MOST_KEYS and passes.fits(scores)
 
     def seen(self, block: Block) -> dict[str, int]:
         before = block.first - block.low
@@ -155,8 +155,8 @@ class _Attention(torch.autograd.Function):
 
 def _turned(source: Tensor, layout: Layout, heads: Heads) -> Tensor:
     """The heads of each row in turn; queries scaled, queries and keys turned by their positions."""
-    if layout.turn is not None and fused.fits(source):
-        return fused.turn(source, layout.order, layout.turn)
+    if layout.turn is not None and passes.fits(source):
+        return passes.turn(source, layout.order, layout.turn)
     rows = source.index_select(0, layout.order)
     turned = rows[: layout.sizes[0] + layout.sizes[1]]
     if layout.turn is not None:
@@ -169,8 +169,8 @@ def _turned(source: Tensor, layout: Layout, heads: Heads) -> Tensor:
 
 
 def _turned_back(grad_rows: Tensor, layout: Layout, heads: Heads) -> Tensor:
-    if layout.turn is not None and fused.fits(grad_rows):
-        return fused.turn_back(grad_rows, layout.inverse, layout.turn)
+    if layout.turn is not None and passes.fits(grad_rows):
+        return passes.turn_back(grad_rows, layout.inverse, layout.turn)
     turned = grad_rows[: layout.sizes[0] + layout.sizes[1]]
     if layout.turn is not None:
         cos, sin = layout.turn
@@ -199,7 +199,7 @@ def _row(plan: _Plan, part: Part, target: Tensor) -> list[Tensor]:
 
 def _weights(plan: _Plan, part: Part, block: Block, *, scores: Tensor) -> Tensor:
     if plan.is_plain_causal(scores):
-        return fused.causal_softmax_(scores, **plan.seen(block))
+        return passes.causal_softmax_(scores, **plan.seen(block))
     for added in plan.added(part, block, scores.dtype):
         scores.view(-1, plan.heads.key, *scores.shape[1:]).add_(added)
     return _softmax(scores)
@@ -237,7 +237,7 @@ class _Back:
                 used = weight * mask
                 grad_weight.mul_(mask)
             if self.plan.is_plain_causal(weight):
-                scores = fused.causal_softmax_backward_(grad_weight, weight, **self.plan.seen(block))
+                scores = passes.causal_softmax_backward_(grad_weight, weight, **self.plan.seen(block))
             else:
                 scores = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             if self.grad_bias is not None:

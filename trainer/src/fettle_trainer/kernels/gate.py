@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import fused
+from . import passes
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
     """y, and silu(g) where it is kept."""
-    if fused.fits(gate_TF):
-        return fused.swiglu(gate_TF, up_TF), None
+    if passes.fits(gate_TF):
+        return passes.swiglu(gate_TF, up_TF), None
     opened_TF = functional.silu(gate_TF)
     return opened_TF * up_TF, opened_TF
 
@@ -24,5 +24,5 @@ def swiglu_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of g and u."""
     if opened_TF is None:
-        return fused.swiglu_backward(grad_TF, gate_TF, up_TF)
+        return passes.swiglu_backward(grad_TF, gate_TF, up_TF)
     return torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF), opened_TF * grad_TF

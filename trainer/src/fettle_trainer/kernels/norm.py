@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import fused
+from . import passes
 
 
 def add(x_TE: Tensor, added_TE: Tensor) -> Tensor:
     """Of the stream in fp32 and what a product makes."""
-    return fused.add(x_TE, added_TE) if fused.fits(added_TE) else x_TE + added_TE
+    return passes.add(x_TE, added_TE) if passes.fits(added_TE) else x_TE + added_TE
 
 
 def rms_norm(
     x_TE: Tensor, weight_E: Tensor, *, eps: float, dtype: torch.dtype, added_TE: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x + added, y of it in `dtype`, and T x 1 of 1 / rms."""
-    if fused.fits(x_TE, dtype):
-        return fused.rms_norm(x_TE, weight_E, eps=eps, added_TE=added_TE)
+    if passes.fits(x_TE, dtype):
+        return passes.rms_norm(x_TE, weight_E, eps=eps, added_TE=added_TE)
     x_TE = x_TE if added_TE is None else x_TE + added_TE
     inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
     return x_TE, (x_TE * inverse_T1).mul_(weight_E).to(dtype), inverse_T1
@@ -33,8 +33,8 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x in fp32, and once more in the type of y. `kept`: x, 1 / rms and the weight. `beside`:
     what else x has as a gradient."""
-    if fused.fits(grad_TE):
-        return fused.rms_norm_backward(grad_TE, kept, beside=beside)
+    if passes.fits(grad_TE):
+        return passes.rms_norm_backward(grad_TE, kept, beside=beside)
     x_TE, inverse_T1, weight_E = kept
     # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
     scaled_TE = grad_TE.float() * weight_E

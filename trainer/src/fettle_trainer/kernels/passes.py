@@ -1,4 +1,4 @@
-"""The passes of fused.c over bf16 tensors, compiled for this processor where there is a C compiler. Without
+"""The passes of passes.c over bf16 tensors, compiled for this processor where there is a C compiler. Without
 one the layers run on PyTorch's own operations, one pass for each: the same numbers, rounded more often.
 
 What is compiled lies beside the libraries of this Python, under a name made of the source, the compiler and
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 MOST_KEYS = 1024
-_SOURCE = Path(__file__).with_name("fused.c")
+_SOURCE = Path(__file__).with_name("passes.c")
 # Sums may be made in any order, and nothing else that -ffast-math allows: what is no number stays none.
 _SUMS = "-fno-math-errno -fassociative-math -fno-signed-zeros -fno-trapping-math"
 _FLAGS = f"-O3 -march=native -fopenmp -shared -fPIC {_SUMS}"
@@ -65,7 +65,7 @@ def _path() -> Path | None:
     except (OSError, subprocess.SubprocessError):
         return None
     made_of = _SOURCE.read_bytes() + _FLAGS.encode() + compiler + _features()
-    return Path(sys.prefix) / "fettle" / f"fused-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    return Path(sys.prefix) / "fettle" / f"passes-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
 
 
 def _features() -> bytes:
@@ -88,6 +88,8 @@ def _compiled(path: Path) -> bool:
         part.replace(path)
     except (OSError, subprocess.SubprocessError):
         return False
+    finally:
+        part.unlink(missing_ok=True)
     return True
 
 

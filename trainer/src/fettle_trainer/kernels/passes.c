@@ -122,25 +122,31 @@ void swiglu_backward(const bf16 *grad, const bf16 *gate, const bf16 *up, bf16 *g
     }
 }
 
-/* rows[i] = source[order[i]], the first `turned` of them by the tables' angles: a pair (d, d + D / 2) is turned
-   as one point. Tables: a row each, the sign of the first half in the sines. */
+/* Each pair (d, d + D / 2) as one point: (a, b) becomes (a cos + b low, b cos + a high). The sign of the first half
+   lies in the sines. */
+static inline void turn_row(const bf16 *restrict from, const bf16 *restrict cosine, const bf16 *restrict low,
+                            const bf16 *restrict high, bf16 *restrict to, ptrdiff_t half)
+{
+    bf16 *restrict behind = to + half;
+    EACH_APART
+    for (ptrdiff_t d = 0; d < half; d++) {
+        float a = wide(from[d]), b = wide(from[d + half]);
+        to[d] = narrow(a * wide(cosine[d]) + b * wide(low[d]));
+        behind[d] = narrow(b * wide(cosine[d + half]) + a * wide(high[d]));
+    }
+}
+
+/* rows[i] = source[order[i]], the first `turned` of them by the angles of row i of the tables. */
 void turn(const bf16 *source, const int64_t *order, const bf16 *cosine, const bf16 *sine, bf16 *rows, ptrdiff_t turned,
           ptrdiff_t count, ptrdiff_t D)
 {
     EACH_ROW
     for (ptrdiff_t i = 0; i < count; i++) {
-        const bf16 *restrict a = source + order[i] * D, *restrict c = cosine + i * D, *restrict s = sine + i * D;
-        bf16 *restrict to = rows + i * D, *restrict behind = to + D / 2;
-        if (i >= turned) {
-            memcpy(to, a, (size_t)D * sizeof(bf16));
-            continue;
-        }
-        EACH_APART
-        for (ptrdiff_t d = 0; d < D / 2; d++) {
-            float one = wide(a[d]), other = wide(a[d + D / 2]);
-            to[d] = narrow(one * wide(c[d]) + other * wide(s[d]));
-            behind[d] = narrow(other * wide(c[d + D / 2]) + one * wide(s[d + D / 2]));
-        }
+        const bf16 *from = source + order[i] * D, *s = sine + i * D;
+        if (i < turned)
+            turn_row(from, cosine + i * D, s, s + D / 2, rows + i * D, D / 2);
+        else
+            memcpy(rows + i * D, from, (size_t)D * sizeof(bf16));
     }
 }
 
@@ -151,18 +157,11 @@ void turn_back(const bf16 *rows, const int64_t *inverse, const bf16 *cosine, con
     EACH_ROW
     for (ptrdiff_t j = 0; j < count; j++) {
         ptrdiff_t i = inverse[j];
-        const bf16 *restrict a = rows + i * D, *restrict c = cosine + i * D, *restrict s = sine + i * D;
-        bf16 *restrict to = grad + j * D, *restrict behind = to + D / 2;
-        if (i >= turned) {
-            memcpy(to, a, (size_t)D * sizeof(bf16));
-            continue;
-        }
-        EACH_APART
-        for (ptrdiff_t d = 0; d < D / 2; d++) {
-            float one = wide(a[d]), other = wide(a[d + D / 2]);
-            to[d] = narrow(one * wide(c[d]) + other * wide(s[d + D / 2]));
-            behind[d] = narrow(other * wide(c[d + D / 2]) + one * wide(s[d]));
-        }
+        const bf16 *from = rows + i * D, *s = sine + i * D;
+        if (i < turned)
+            turn_row(from, cosine + i * D, s + D / 2, s, grad + j * D, D / 2);
+        else
+            memcpy(grad + j * D, from, (size_t)D * sizeof(bf16));
     }
 }
 
