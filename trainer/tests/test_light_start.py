@@ -90,6 +90,25 @@ def test_as_many_prepared_products_are_kept_as_was_said(kinds: int, before: str,
     assert done.stdout.count("create:cache_miss,cpu,matmul") == prepared
 
 
+TRAINED = """
+import json, os, sys
+from pathlib import Path
+from fettle_trainer.run import train_command
+train_command(Path(sys.argv[1]))
+print(json.dumps(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]))
+"""
+
+
+def test_a_run_keeps_as_many_as_its_rows_ask_for(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [])
+    sizes = {
+        "hyperparameters__per_device_train_batch_size": 6,
+        "hyperparameters__gradient_accumulation_steps": 1,
+    }
+    spec = make_spec(make_decoder(tmp_path / "model"), rows, tmp_path / "out", **sizes)
+    assert run(TRAINED, str(write_spec(spec))) == str(32 + 4 * 6)
+
+
 @pytest.mark.parametrize("family", ["decoder", "encoder"])
 def test_layers_share_what_is_prepared(tmp_path: Path, family: str) -> None:
     """Rows of 16 lengths in each step: with too few kept, each of 4 layers would prepare its own anew."""

@@ -119,7 +119,8 @@ def test_attention(window: int) -> None:
 
 def test_what_is_no_number_stays_none() -> None:
     """A run that diverges must be seen to."""
-    for wrong in (float("nan"), float("inf")):
+    every_bit = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    for wrong in (torch.tensor(float("nan")), torch.tensor(float("inf")), *every_bit):
         x = torch.randn(4, 8)
         x[2, 3] = wrong
         _, y, _ = rms_norm(x, torch.ones(8), eps=1e-5, dtype=torch.bfloat16)
@@ -148,7 +149,8 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     compiler = tmp_path / "bin" / "cc"
     compiler.parent.mkdir()
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken && exit 0\nexit 1\n')
+    half = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1'
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo broken && exit 0\n{half}\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}:/bin:/usr/bin")
     monkeypatch.setattr("sys.prefix", str(tmp_path))

@@ -74,6 +74,24 @@ def test_it_ends_when_its_pipe_ends_without_a_run() -> None:
     assert process.wait(120) == 0
 
 
+MEASURED_BY = """
+import os, sys
+from fettle_trainer import wait
+asked, gate = os.pipe()
+os.close(gate)
+os.dup2(asked, 3)
+known = []
+wait.bfloat16_gain, wait.know_gain = lambda: float(os.getpid()), known.append
+assert wait.wait_command() == 0
+assert known != [os.getpid()], "its first product would settle how many prepared ones it keeps"
+assert len(known) == 1
+"""
+
+
+def test_its_own_first_product_is_the_runs() -> None:
+    assert subprocess.run([sys.executable, "-c", MEASURED_BY], env=ENVIRONMENT).returncode == 0
+
+
 @pytest.fixture
 def one_thread() -> Any:
     """Threads of this process do not survive a fork; the verifier is then told to use one."""
