@@ -3,6 +3,7 @@
 Writes started_at, the moment the run was handed over, and how long the trainer had waited by then.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,16 +20,20 @@ os.execv(sys.executable, [sys.executable, "-m", "fettle_trainer", "wait"])
 """
 
 
-def is_idle(pid: int) -> bool:
-    """Waits for its line: nothing computed for a second."""
-    before = processor_ticks(pid)
+def is_idle(group: int) -> bool:
+    """Waits for its line: nothing computed for a second, by it or by what it started."""
+    before = processor_ticks(group)
     time.sleep(1)
-    return processor_ticks(pid) == before
+    return processor_ticks(group) == before
 
 
-def processor_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
+def processor_ticks(group: int) -> int:
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12]) if int(fields[2]) == group else 0
+    return ticks
 
 
 def main() -> None:
@@ -36,7 +41,7 @@ def main() -> None:
     asked, gate = os.pipe()
     command = [sys.executable, "-c", _AS_DESCRIPTOR_3, str(asked)]
     began = time.monotonic()
-    trainer = subprocess.Popen(command, pass_fds=(asked,), stdout=sys.stderr)
+    trainer = subprocess.Popen(command, pass_fds=(asked,), stdout=sys.stderr, process_group=0)
     os.close(asked)
     time.sleep(1)
     while not is_idle(trainer.pid) and time.monotonic() - began < _MOST_SECONDS:
