@@ -1,7 +1,7 @@
 /**
  * Our trainer beside the engines people use, on the same rows, weights and first adapter, alternating runs.
  *
- *   npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps 3]
+ *   npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps N]
  *                            [--held-out 32] [--peer-flags defaults|best] [--rows N]
  *
  * For each work and each of the peer's two settings (its defaults, and the fastest of its documented flags, found by
@@ -79,7 +79,10 @@ const hopelessShare = 1 / 2;
 const dtypeFor = ({ gflops }: Machine): "bfloat16" | "float32" =>
   gflops.bfloat16 >= 1.3 * gflops.float32 ? "bfloat16" : "float32";
 
-/** The flags with which the peer is fastest, by a few steps of each. */
+/**
+ * The flags with which the peer is fastest. `probeSteps`: 0 is the whole run. Rows that are grouped by length begin with
+ * the longest, so that a few steps speak against grouping.
+ */
 async function bestFlags({ setting, python }: Side, probeSteps: number, { gflops }: Machine): Promise<Flags> {
   const rates: { flags: Flags; rate: number }[] = [];
   for (const flags of setting.work.candidates) {
@@ -90,7 +93,7 @@ async function bestFlags({ setting, python }: Side, probeSteps: number, { gflops
       );
       continue;
     }
-    const probe = await runPeer(setting, { python, flags, maxSteps: Math.max(2, probeSteps), evaluate: false });
+    const probe = await runPeer(setting, { python, flags, maxSteps: probeSteps, evaluate: false });
     rates.push({ flags, rate: tokensPerSecond(probe) });
     say(`  probe ${JSON.stringify(flags)}: ${rates.at(-1)?.rate.toFixed(0)} tokens/s`);
   }
@@ -182,9 +185,10 @@ async function rowsOf(side: Side, options: Options, machine: Machine): Promise<R
   return rows;
 }
 
-const usage = `npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps 3]
+const usage = `npm run bench -- trainer [--json] [--only WORK] [--pairs 5] [--steps N] [--threads N] [--probe-steps N]
                          [--held-out 32] [--peer-flags defaults|best] [--rows N]
-Rows in a step are the work's own (8 or 32) unless --rows says less: for settings that take minutes a row.`;
+Rows in a step are the work's own (8 or 32) unless --rows says less: for settings that take minutes a row. The peer's best flags are those
+with which a whole run is fastest, or with --probe-steps its first N steps (2 or more).`;
 
 function print(rows: Row[], machine: Machine): void {
   const { float32, bfloat16 } = machine.gflops;
@@ -209,7 +213,7 @@ async function main(): Promise<void> {
       steps: { type: "string" },
       threads: { type: "string", default: String(availableParallelism()) },
       "peer-flags": { type: "string" },
-      "probe-steps": { type: "string", default: "3" },
+      "probe-steps": { type: "string", default: "0" },
       "held-out": { type: "string", default: "32" },
       rows: { type: "string" },
     },

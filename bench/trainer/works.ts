@@ -39,7 +39,7 @@ export interface Work {
   readonly passes: number;
   readonly hyperparameters: Partial<Hyperparameters>;
   readonly defaults: Flags;
-  /** Each is tried for a few steps; the fastest is the peer's best. */
+  /** Each is tried for a run; the fastest is the peer's best. */
   readonly candidates: readonly Flags[];
 }
 
