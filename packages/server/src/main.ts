@@ -214,7 +214,7 @@ function measure({ config, options, python, log }: Parts & { log: Log }): Proces
   });
 }
 
-/** A trainer gets ready when the server has long answered, and when the run that took the last one is under way. */
+/** A trainer gets ready when the server has long answered, and when no run follows the one that took the last. */
 const [readyFirstMs, readyNextMs] = [10_000, 5_000];
 
 function trainers({ config, options, python, log }: Parts & { log: Log }): LocalRunner {

@@ -143,6 +143,7 @@ class ProcessRunner implements LocalRunner {
     child.once("exit", (exitCode, signal) => {
       this.children.set(runId, { pid, ended: { exitCode, signal } });
       signalGroup(pid, "SIGKILL");
+      if ([...this.children.values()].every(({ ended }) => ended !== null)) this.waiting?.replace();
     });
   }
 

@@ -10,8 +10,9 @@ import type { Log } from "../app/ports.js";
 export interface WaitingOptions {
   /** Runs of another number of threads are not for it. */
   numThreads: number;
-  /** Before the first one is started, and before one that was taken is replaced: others need the processor then. */
+  /** Before the first one is started: others need the processor then. */
   firstMs: number;
+  /** From the end of the last run to the start of the next one: a run that waits in the queue comes first. */
   nextMs: number;
   log: Log;
 }
@@ -33,33 +34,48 @@ export class WaitingTrainer {
   private waiting: TakenTrainer | null = null;
   private timer: NodeJS.Timeout | null = null;
   private closed = false;
+  private nextMs: number;
 
   constructor(
     private readonly options: WaitingOptions,
     private readonly spawnTrainer: SpawnTrainer,
   ) {
+    this.nextMs = options.nextMs;
     this.startIn(options.firstMs);
   }
 
-  /** Null when there is none for so many threads. It belongs to the caller from then on. */
+  /**
+   * Null when there is none for so many threads. It belongs to the caller from then on. Until `replace` none is
+   * started: getting ready beside a run slows its steps down.
+   */
   take(numThreads: number): TakenTrainer | null {
+    this.stopTimer();
     const taken = this.waiting;
     if (taken === null || numThreads !== this.options.numThreads) return null;
     this.waiting = null;
-    this.startIn(this.options.nextMs);
+    this.nextMs = this.options.nextMs;
     return taken;
+  }
+
+  /** The last run has ended. */
+  replace(): void {
+    if (this.waiting === null) this.startIn(this.nextMs);
   }
 
   close(): void {
     this.closed = true;
-    if (this.timer !== null) clearTimeout(this.timer);
+    this.stopTimer();
     this.waiting?.process.kill("SIGKILL");
   }
 
   private startIn(ms: number): void {
     if (this.closed) return;
-    if (this.timer !== null) clearTimeout(this.timer);
+    this.stopTimer();
     this.timer = setTimeout(() => this.start(), ms).unref();
+  }
+
+  private stopTimer(): void {
+    if (this.timer !== null) clearTimeout(this.timer);
   }
 
   private start(): void {
@@ -77,6 +93,7 @@ export class WaitingTrainer {
     if (this.closed || this.waiting?.process !== process) return;
     this.waiting = null;
     this.options.log.warn(how, "the waiting trainer ended; runs start without one, and another is started later");
-    this.startIn(afterFailureMs);
+    this.nextMs = afterFailureMs;
+    this.startIn(this.nextMs);
   }
 }

@@ -207,7 +207,7 @@ describe("a waiting trainer", () => {
     for (const pid of waiting()) await eventually("its end", () => identifyProcess(pid) === null);
   });
 
-  it("becomes the run's trainer when its number is on disk, and another waits", async () => {
+  it("becomes the run's trainer when its number is on disk, and another waits when it has ended", async () => {
     keep();
     const [first] = await eventually("one that waits", () => (waiting().length === 1 ? waiting() : null));
     expect(await runner.start(spec())).toEqual({ pid: first });
@@ -216,10 +216,14 @@ describe("a waiting trainer", () => {
     expect(JSON.parse(line)).toEqual({ spec: join(run, "spec.json"), log: join(run, "stderr.log") });
     expect(JSON.parse(readFileSync(join(run, "pid.json"), "utf8"))).toMatchObject({ pid: first, attempt: 1 });
     expect(await runner.state("run-1")).toMatchObject({ alive: true, pid: first });
-    await eventually("the next one", () => waiting().length === 2);
     expect(existsSync(`${script()}.cold`)).toBe(false);
+    // Beside a run it would take the run's processor: another run finds none.
+    await runner.start({ ...spec(), run_id: "run-2" });
+    await eventually("the other run", () => existsSync(`${script()}.cold`));
+    expect(waiting()).toEqual([first]);
     await runner.kill("run-1");
     expect(await ended(runner)).toMatchObject({ pid: first, signal: "SIGKILL" });
+    await eventually("the next one", () => waiting().length === 2);
     expect(warned).toEqual([]);
   });
 
