@@ -217,9 +217,12 @@ describe("a waiting trainer", () => {
     expect(JSON.parse(readFileSync(join(run, "pid.json"), "utf8"))).toMatchObject({ pid: first, attempt: 1 });
     expect(await runner.state("run-1")).toMatchObject({ alive: true, pid: first });
     expect(existsSync(`${script()}.cold`)).toBe(false);
-    // Beside a run it would take the run's processor: another run finds none.
-    await runner.start({ ...spec(), run_id: "run-2" });
-    await eventually("the other run", () => existsSync(`${script()}.cold`));
+    // Beside a run it would take the run's processor: others find none, as long as the first is at work.
+    for (const run_id of ["run-2", "run-3"]) {
+      await runner.start({ ...spec(), run_id });
+      await eventually("its end", async () => !(await runner.state(run_id)).alive);
+      expect(read("cold")).toBe(`cold ${join(folder, run_id, "spec.json")}`);
+    }
     expect(waiting()).toEqual([first]);
     await runner.kill("run-1");
     expect(await ended(runner)).toMatchObject({ pid: first, signal: "SIGKILL" });
