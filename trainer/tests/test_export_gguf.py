@@ -1,6 +1,8 @@
 """GGUF: another reader of what was written answers the same, for every kind of model it holds."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,34 @@ def test_quantised_the_reader_gets_what_was_stored_and_the_loss_of_quality_is_to
     ).stat().st_size + 20_000
     kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
     assert kinds == {"F32", "Q8_0", *([] if quantize == "q8_0" else ["Q4_0"])}
+
+
+AS_INSTALLED = """
+import re, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+folder, *locks = map(Path, sys.argv[1:])
+plain = lambda name: re.sub("[-_.]+", "-", name).lower()
+locked = {plain(name) for lock in locks for name in re.findall("(?m)^([\\w.-]+)==", lock.read_text())}
+for module, names in packages_distributions().items():
+    if not locked & {plain(name) for name in names}:
+        sys.modules.setdefault(module, None)
+from fettle_trainer.fetch_gguf import dequantise
+dequantise(folder / "model.gguf", folder / "model")
+"""
+
+
+def test_one_is_read_with_what_users_install(tmp_path: Path) -> None:
+    """Tests have more packages than users: what transformers asks for once must be in the users' list."""
+    export(decoder(tmp_path / "model", "llama"), tmp_path / "out", quantize="q8_0")
+    trainer = Path(__file__).parents[1]
+    locks = [str(trainer / f"requirements{kind}.lock") for kind in ("", "-cpu")]
+    command = [sys.executable, "-c", AS_INSTALLED, str(tmp_path / "out"), *locks]
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(trainer / "src")}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
 def test_a_file_with_one_weight_changed_is_no_export(tmp_path: Path) -> None:
