@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
+from fettle_trainer import device
 from fettle_trainer.device import gain_of
 
 
@@ -34,4 +35,24 @@ def test_the_first_product_of_a_type_prepares_it_and_does_not_count() -> None:
 
 def test_an_emulated_type_is_not_waited_for() -> None:
     gain, times = told([2.0] * 9, [120.0] * 9)
-    assert (gain, times) == (pytest.approx(1 / 60), 2)
+    assert (gain, times) == (pytest.approx(1 / 60), 4)
+    assert told([2.0] * 9, [120.0, 120.0, 120.0, *[1.0] * 6]) == (2.0, 9)
+
+
+def test_it_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two wait for each other, and on a busy machine for what runs beside them."""
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    def seconds(dtype: torch.dtype, **_: float) -> float:
+        seen.append(torch.get_num_threads())
+        return {torch.float32: 3.0, torch.bfloat16: 1.0}[dtype]
+
+    monkeypatch.setattr(device, "_known_gain", None)
+    monkeypatch.setattr(device, "gemm_seconds", seconds)
+    torch.set_num_threads(2)
+    try:
+        assert device.bfloat16_gain() == 3.0
+        assert (set(seen), torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)

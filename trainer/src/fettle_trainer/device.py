@@ -12,9 +12,12 @@ from .spec import Runtime
 
 # Below this gain bf16 costs precision for nothing.
 _WORTHWHILE = 1.3
-# Products that take so many times as long as in fp32 are not measured again.
-_HOPELESS = 4.0
+# Products that after three turns still take so many times as long as in fp32 are not measured again.
+_HOPELESS, _TURNS_AT_LEAST = 4.0, 3
 _TURNS, _TURN_SECONDS = 8, 0.0125
+# So small a product, on one thread, ends before anything else gets the processor; two threads wait for
+# each other.
+_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,20 @@ _known_gain: float | None = None
 
 
 def know_gain(gain: float) -> None:
-    """As measured elsewhere, with as many threads."""
+    """As measured elsewhere."""
     global _known_gain
     _known_gain = gain
 
 
 def bfloat16_gain() -> float:
-    """Of this process's threads; measured once."""
+    """Measured once. That the machine is busy meanwhile says nothing of its products."""
     if _known_gain is None:
-        know_gain(gain_of(lambda dtype, patience: gemm_seconds(dtype, patience=patience)))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            know_gain(gain_of(lambda dtype, patience: gemm_seconds(dtype, patience=patience, size=_SIZE)))
+        finally:
+            torch.set_num_threads(threads)
     return cast("float", _known_gain)
 
 
@@ -78,11 +86,11 @@ def gain_of(seconds: Callable[[torch.dtype, float], float]) -> float:
     fastest = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for dtype in fastest:
         seconds(dtype, 0)
-    for _ in range(_TURNS):
+    for turn in range(_TURNS):
         for dtype, before in fastest.items():
             fastest[dtype] = min(before, seconds(dtype, _TURN_SECONDS))
         # Emulated: each product takes a while, and there is nothing to find out.
-        if fastest[torch.bfloat16] > _HOPELESS * fastest[torch.float32]:
+        if turn + 1 >= _TURNS_AT_LEAST and fastest[torch.bfloat16] > _HOPELESS * fastest[torch.float32]:
             break
     return fastest[torch.float32] / fastest[torch.bfloat16]
 
