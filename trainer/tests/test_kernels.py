@@ -133,15 +133,26 @@ def test_attention_lays_a_bias_over_the_scores() -> None:
     )
 
 
-def test_rows_look_at_their_own_source() -> None:
+@pytest.mark.parametrize(
+    ("lengths", "sources"),
+    [
+        ((3, 5), (7, 2)),
+        # What fills one side up to a multiple of 32 when the other has that many tokens already.
+        ((3, 5, 0), (7, 2, 20)),
+        ((3, 5, 20), (7, 2, 0)),
+    ],
+)
+def test_rows_look_at_their_own_source(lengths: tuple[int, ...], sources: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    lengths, sources = (3, 5), (7, 2)
     heads = Heads(query=2, key=2, width=4, causal=False, scale=1.0)
     layout = Layout.of_other(lengths, sources, heads)
 
     def reference(query: Tensor, key_value: Tensor) -> Tensor:
         done: list[Tensor] = []
         for asked, seen in zip(query.split(lengths), key_value.split(sources), strict=True):
+            if not len(asked) or not len(seen):
+                done.append(torch.zeros_like(asked))
+                continue
             parts = [one.reshape(len(one), 2, 4).transpose(0, 1) for one in (asked, *seen.chunk(2, dim=-1))]
             out = functional.scaled_dot_product_attention(*parts, scale=1.0)
             done.append(out.transpose(0, 1).reshape(len(asked), -1))
@@ -150,7 +161,7 @@ def test_rows_look_at_their_own_source() -> None:
     both(
         lambda query, key_value: attend([query, key_value], layout, heads),
         reference,
-        [torch.randn(8, 8), torch.randn(9, 16)],
+        [torch.randn(sum(lengths), 8), torch.randn(sum(sources), 16)],
     )
 
 

@@ -201,8 +201,13 @@ def _weights(plan: _Plan, part: Part, block: Block, *, scores: Tensor) -> Tensor
     if plan.is_plain_causal(scores):
         return passes.causal_softmax_(scores, **plan.seen(block))
     for added in plan.added(part, block, scores.dtype):
-        scores.view(-1, plan.heads.key, *scores.shape[1:]).add_(added)
+        _apart(scores, plan.heads).add_(added)
     return _softmax(scores)
+
+
+def _apart(scores: Tensor, heads: Heads) -> Tensor:
+    """N x K x ... of (N K) x ..., also where there are no queries."""
+    return scores.view(len(scores) // heads.key, heads.key, *scores.shape[1:])
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -241,7 +246,7 @@ class _Back:
             else:
                 scores = torch.ops.aten._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             if self.grad_bias is not None:
-                apart = scores.view(-1, heads.key, *scores.shape[1:])
+                apart = _apart(scores, heads)
                 self.grad_bias[:, block.first : block.last, seen] += (
                     apart.sum(dim=0) if len(apart) > 1 else apart[0]
                 )
