@@ -112,8 +112,21 @@ function memoryTable(rows) {
 const total = (parts, key, value) =>
   parts.filter((one) => one[key] === value).reduce((sum, { seconds }) => sum + seconds, 0);
 
-const machineLine = ({ cpu, threads, memory_bytes, gflops }) =>
-  `Machine: ${threads} cores of ${cpu}, ${Math.round(memory_bytes / 1e9)} GB; products reach ${Math.round(gflops.float32)} GFLOP/s in fp32, ${Math.round(gflops.bfloat16)} in bf16 (in the newest run; a share of the roofline is of its own run).`;
+const machineOf = ({ cpu, threads, memory_bytes, gflops }) =>
+  `${threads} cores of ${cpu}, ${Math.round(memory_bytes / 1e9)} GB; products reach ${Math.round(gflops.float32)} GFLOP/s in fp32, ${Math.round(gflops.bfloat16)} in bf16`;
+
+/** Each machine with the rows measured on it; that of most rows comes first. */
+function machineLines(rows) {
+  const measuredOn = (machine) => rows.filter((row) => machineOf(row.machine) === machine);
+  const [most, ...others] = [...new Set(rows.map(({ machine }) => machineOf(machine)))].sort(
+    (a, b) => measuredOn(b).length - measuredOn(a).length,
+  );
+  const named = (row) => `${names[row.work] ?? row.work}, ${row.peer_flags}`;
+  return [
+    `Machine: ${most} (in the newest run there; a share of the roofline is of its own run).`,
+    ...others.map((machine) => `In another run, on ${machine}: ${measuredOn(machine).map(named).join("; ")}.`),
+  ];
+}
 
 /** The block of docs/performance.md. */
 export function benchBlock({ trainer, profile, memory }) {
@@ -121,7 +134,7 @@ export function benchBlock({ trainer, profile, memory }) {
   const starts = trainer.rows.filter((row) => !isRate(row));
   const peers = [...new Set(rates.map(({ peer }) => peer))].join("; ");
   return [
-    machineLine(trainer.machine),
+    ...machineLines(trainer.rows),
     `Peers: ${peers}. Median of ${Math.min(...trainer.rows.map(({ pairs }) => pairs))} alternating pairs or more; range in brackets.`,
     "",
     rateTable(rates),
@@ -265,5 +278,5 @@ const keyOf = (row) => [row.work, row.of, row.start, row.rows, row.peer_flags].j
 export function withBench(saved, { bench, machine, rows }) {
   const before = saved[bench]?.rows ?? [];
   const kept = before.filter((row) => !rows.some((one) => keyOf(one) === keyOf(row)));
-  return { ...saved, [bench]: { machine, rows: [...kept, ...rows] } };
+  return { ...saved, [bench]: { rows: [...kept, ...rows.map((row) => ({ ...row, machine }))] } };
 }

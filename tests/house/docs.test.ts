@@ -97,6 +97,17 @@ describe("the benchmark's block of docs/performance.md", () => {
     expect(more["trainer"]?.rows.map(({ ratio }) => ratio)).toEqual([2, 1.5]);
   });
 
+  it("names each machine that figures are of", () => {
+    const faster = { ...machine, gflops: { float32: 217, bfloat16: 975 } };
+    const more = withBench(saved, { bench: "trainer", machine: faster, rows: [{ ...row, work: "head" }] });
+    const also = withBench(more, { bench: "trainer", machine, rows: [{ ...row, work: "seq2seq" }] });
+    const text = benchBlock(also);
+    expect(text).toContain("Machine: 2 cores of A CPU, 24 GB; products reach 160 GFLOP/s in fp32, 374 in bf16");
+    expect(text).toMatch(
+      /In another run, on 2 cores of A CPU, 24 GB; products reach 217 GFLOP\/s in fp32, 975 in bf16: .*, best\./,
+    );
+  });
+
   it("draws the same picture from the same figures", async () => {
     const [first, second] = [await benchPictures(saved), await benchPictures(saved)];
     expect(first).toEqual(second);
