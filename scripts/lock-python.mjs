@@ -114,6 +114,9 @@ try {
   const withOnnx = lockBeside(uv, folder, { name: "onnx", known: lockRuntime(uv, folder) });
   const withAll = lockBeside(uv, folder, { name: "qlora", known: withOnnx });
   lockBeside(uv, folder, { name: "dev", known: withAll });
+  // With Triton, which a GPU's PyTorch brings and the proofs on a CPU need.
+  const withoutTriton = withAll.filter((entry) => nameOf(entry) !== "triton");
+  lockBeside(uv, folder, { name: "liger", known: withoutTriton });
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }

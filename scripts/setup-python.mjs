@@ -134,7 +134,7 @@ function hasNvidia(env = process.env) {
 }
 
 /** What goes into the environment, in this order. `optional`: not being found is no failure. */
-function stagesOf({ root, venv, dev, onnx, qlora }) {
+function stagesOf({ root, venv, dev, onnx, qlora, liger }) {
   const lock = (name) => join(root, "trainer", name);
   return [
     {
@@ -153,24 +153,30 @@ function stagesOf({ root, venv, dev, onnx, qlora }) {
     },
     { key: "onnx", label: "ONNX packages", lock: lock("requirements-onnx.lock"), wanted: () => onnx },
     { key: "qlora", label: "QLoRA packages", lock: lock("requirements-qlora.lock"), wanted: () => qlora },
+    { key: "liger", label: "Liger's kernels", lock: lock("requirements-liger.lock"), wanted: () => liger },
     { key: "dev", label: "Python packages for tests", lock: lock("requirements-dev.lock"), wanted: () => dev },
   ];
 }
 
 /**
  * Makes `.venv` hold what the locks say; `dev` adds the packages of tests and checks, `onnx` those of ONNX exports,
- * `qlora` those of the method qlora; these two stay up to date once they are there. A link named `.venv` is the
+ * `qlora` those of the method qlora, `liger` Liger's kernels; these three stay up to date once they are there. A link named `.venv` is the
  * user's own environment and is left as it is. An environment whose making was cut off is made anew: pip keeps
  * finished downloads, and a half-copied package would pass for an installed one.
  */
-export async function setUpPython({ root, dev, onnx = false, qlora = false, progress }) {
+export async function setUpPython({ root, dev, onnx = false, qlora = false, liger = false, progress }) {
   const venv = join(root, ".venv");
   const python = join(venv, "bin", "python");
   const stampPath = join(venv, "fettle-stamp.json");
   if (lstatSync(venv, { throwIfNoEntry: false })?.isSymbolicLink()) return { changed: false, python };
   let stamp = existsSync(python) ? readStamp(stampPath) : null;
   let changed = false;
-  const optional = { onnx: onnx || stamp?.onnx !== undefined, qlora: qlora || stamp?.qlora !== undefined };
+  const isThere = (key) => stamp?.[key] !== undefined;
+  const optional = {
+    onnx: onnx || isThere("onnx"),
+    qlora: qlora || isThere("qlora"),
+    liger: liger || isThere("liger"),
+  };
   for (const stage of stagesOf({ root, venv, dev, ...optional })) {
     const hash = sha256(stage.lock);
     if (stamp?.[stage.key] === hash || !stage.wanted()) continue;

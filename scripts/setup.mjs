@@ -5,6 +5,7 @@
  *   node scripts/setup.mjs --profile test      and what tests and checks need
  *   node scripts/setup.mjs --onnx              and what exporting as ONNX needs, 125 MB
  *   node scripts/setup.mjs --qlora             and what the method qlora needs, 125 MB
+ *   node scripts/setup.mjs --liger             and Liger's kernels, for other layers than ours on a GPU (docs/gpu.md)
  *   node scripts/setup.mjs --json              one JSON document on stdout; talk stays on stderr
  *
  * A second run sees its stamps and ends at once; one that was killed goes on; several at once take turns.
@@ -21,21 +22,22 @@ const repository = join(import.meta.dirname, "..");
 export const profiles = ["client", "runtime", "test"];
 
 /**
- * Sets up what `profile` needs; `onnx` adds what exporting as ONNX needs, which `test` has anyway, and `qlora` what
- * the method qlora needs. Returns what changed and the Python to use. Throws SetupError
+ * Sets up what `profile` needs; `onnx` adds what exporting as ONNX needs, which `test` has anyway, `qlora` what the
+ * method qlora needs, `liger` Liger's kernels. Returns what changed and the Python to use. Throws SetupError
  * `node_unsupported`, `python_missing`, `python_unsupported`, `setup_failed` or `interrupted`.
  */
 export async function setUp({
   profile = "runtime",
   onnx = false,
   qlora = false,
+  liger = false,
   root = repository,
   progress = createProgress(),
 } = {}) {
   checkNode();
   const work = async () => {
     const node = await setUpNode({ root, progress });
-    const wanted = { dev: profile === "test", onnx: onnx || profile === "test", qlora };
+    const wanted = { dev: profile === "test", onnx: onnx || profile === "test", qlora, liger };
     const python = profile === "client" ? null : await setUpPython({ root, ...wanted, progress });
     return { changed: node.changed || python?.changed === true, python: python?.python ?? null };
   };
@@ -62,7 +64,8 @@ async function main(argv) {
   }
   const start = Date.now();
   try {
-    const done = await setUp({ profile, onnx: argv.includes("--onnx"), qlora: argv.includes("--qlora") });
+    const [onnx, qlora, liger] = ["--onnx", "--qlora", "--liger"].map((flag) => argv.includes(flag));
+    const done = await setUp({ profile, onnx, qlora, liger });
     if (json) process.stdout.write(`${JSON.stringify({ ...done, profile, seconds: (Date.now() - start) / 1000 })}\n`);
     return 0;
   } catch (error) {

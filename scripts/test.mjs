@@ -112,7 +112,8 @@ async function main(argv) {
     return 2;
   }
   const filters = argv.filter((word) => !word.startsWith("--"));
-  if (!flags.includes("--no-setup")) await setUp({ profile: "test", qlora: flags.includes("--proofs") });
+  const proves = flags.includes("--proofs");
+  if (!flags.includes("--no-setup")) await setUp({ profile: "test", qlora: proves, liger: proves });
   const folder = mkdtempSync(join(tmpdir(), "fettle-results-"));
   try {
     const realPostgres = flags.includes("--real-postgres");

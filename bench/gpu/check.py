@@ -89,6 +89,8 @@ def gradients(device: str) -> dict[str, Any]:
         once = {key: value.grad.clone() for key, value in trainable.items() if value.grad is not None}
         for keeps in ("inputs", "nothing"):
             compute_again(model, offload=keeps == "nothing")
+            for value in trainable.values():
+                value.grad = None
             stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)
             answer[f"{method} gradients, layers keeping {keeps}"] = worst(trainable, once)
     return answer

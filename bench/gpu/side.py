@@ -1,4 +1,5 @@
-"""One run of one side: ``side.py SIDE WORK DEVICE STARTED_AT [--dry]``; the last line is its result as JSON.
+"""One run of one side: ``side.py SIDE WORK DEVICE STARTED_AT [--dry] [--profile]``; the last line is its
+result as JSON. With ``--profile`` ours tells the kernels of one more step.
 
 SIDE: ``ours``, ``trl-defaults``, or ``trl-best``: Liger's kernels, no gradient checkpointing, rows of like
 length together.
@@ -8,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +102,44 @@ def run_ours(work: Work, device: str, clock: Clock) -> dict[str, Any]:
     stepper = Stepper(loaded, "chat", dtype=torch.bfloat16)
     trainable = list(loaded.trainable().values())
     optimiser = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0, fused=True)
-    num_tokens = 0
-    for step in range(work.steps):
+
+    def take(step: int) -> tuple[float, int]:
         window = list(range(step * work.rows_per_step, (step + 1) * work.rows_per_step))
         optimiser.zero_grad(set_to_none=True)
         loss, _, count = stepper.train_step(tokens, [window], lambda _: None)
         norm = float(torch.nn.utils.clip_grad_norm_(trainable, 1.0))
         assert math.isfinite(norm), "the gradients are not finite"
         optimiser.step()
+        return loss, count
+
+    num_tokens = 0
+    for step in range(work.steps):
+        loss, count = take(step)
         num_tokens += count
         clock.losses.append(loss)
         clock.step_ended(step + 1, num_tokens)
-    return {"layers": reason, "packed": packed}
+    told = {"layers": reason, "packed": packed}
+    return told if "--profile" not in sys.argv else {**told, **profile(lambda: take(work.steps - 1))}
+
+
+def profile(step: Callable[[], object]) -> dict[str, Any]:
+    """Milliseconds of a step by kernel, and of the whole."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    with record(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        whole = time.perf_counter() - start
+    found = [
+        (event.key[:90], round(event.self_device_time_total / 1e3, 2), event.count)
+        for event in recorded.key_averages()
+        if event.self_device_time_total > 0 and event.device_type != torch.autograd.DeviceType.CPU
+    ]
+    found.sort(key=lambda one: -one[1])
+    return {"step_ms": whole * 1e3, "kernels_ms": sum(one[1] for one in found), "kernels": found[:40]}
 
 
 def run_trl(work: Work, device: str, clock: Clock, *, best: bool) -> dict[str, Any]:

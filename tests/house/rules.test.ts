@@ -16,6 +16,8 @@ const sound = {
   "docs/decisions/0005-dependencies.md": "`zod`\n",
   "packages/contract/package.json": JSON.stringify({ dependencies: { zod: "4.6.7" } }),
   "packages/server/src/domain/verdict.ts": "export const better = (a: number, b: number): boolean => a > b;\n",
+  // A kernel takes what it needs.
+  "trainer/src/kernel.py": "@triton.jit\ndef add(a, b, out, size): ...\n",
 };
 
 function repository(files: Record<string, string>): string {

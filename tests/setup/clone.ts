@@ -47,7 +47,7 @@ export function clone({ npm = false }: { npm?: boolean } = {}): Clone {
   for (const name of ["setup", "setup-node", "setup-python", "setup-progress"]) {
     cpSync(join(root, "scripts", `${name}.mjs`), join(folder, "scripts", `${name}.mjs`));
   }
-  for (const name of ["", "-cpu", "-cuda", "-onnx", "-qlora", "-dev"])
+  for (const name of ["", "-cpu", "-cuda", "-onnx", "-qlora", "-liger", "-dev"])
     writeFileSync(join(folder, "trainer", `requirements${name}.lock`), `one==1${name}\n`);
   writeFileSync(join(folder, "package.json"), "{}");
   writeFileSync(

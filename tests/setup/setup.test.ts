@@ -120,7 +120,7 @@ describe("the environment", () => {
     expect(done().slice(6)).toEqual(["requirements.lock", "compileall"]);
   });
 
-  it.each(["onnx", "qlora"])(
+  it.each(["onnx", "qlora", "liger"])(
     "what %s needs comes when asked for, and is kept up to date from then on",
     async (name) => {
       fresh = clone();

@@ -21,7 +21,8 @@ def plain(query: Tensor, key: Tensor, value: Tensor, *where: object, **options: 
     assert right == 0
     done: list[Tensor] = []
     for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        distance = torch.arange(last - first)[:, None] - torch.arange(last - first)[None]
+        place = torch.arange(last - first, device=query.device)
+        distance = place[:, None] - place[None]
         seen = (distance >= 0) & ((distance <= left) if left >= 0 else True)
         parts = [part[first:last].transpose(0, 1) for part in (query, key, value)]
         out = functional.scaled_dot_product_attention(*parts, seen, scale=options["scale"])  # type: ignore[arg-type]

@@ -296,6 +296,7 @@ def make_spec(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str
             "dtype": "float32",
             "num_threads": 1,
             "parallelism": "ddp",
+            "layers": "auto",
             "checkpoint_seconds": 3600,
             "checkpoint_steps": 0,
             "keep_checkpoints": 3,

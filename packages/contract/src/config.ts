@@ -3,6 +3,7 @@
  * must be: the error message about a wrong value quotes it. Published as JSON Schema draft-07 by `npm run schemas`.
  */
 import { z } from "zod";
+import { layersSchema } from "./trainer.js";
 
 const auto = z.literal("auto");
 
@@ -46,6 +47,9 @@ const runsSchema = z.strictObject({
     .union([auto, z.boolean()])
     .default("auto")
     .describe('"auto" (where memory allows), true or false'),
+  layers: layersSchema
+    .default("auto")
+    .describe('"auto", "plain", "liger" or "compiled": what computes a model\'s layers (docs/gpu.md)'),
   price_per_hour: z
     .number()
     .min(0)
@@ -85,7 +89,9 @@ export const configSchema = z.strictObject({
     .describe("a list of maps with name and path"),
   runs: runsSchema
     .prefault({})
-    .describe("a map with max_concurrent, checkpoint_seconds, num_threads, keep_trainer_ready and price_per_hour"),
+    .describe(
+      "a map with max_concurrent, checkpoint_seconds, num_threads, keep_trainer_ready, layers and price_per_hour",
+    ),
   inference: inferenceSchema.prefault({}).describe("a map with memory_gb, max_queue and idle_seconds"),
 });
 export type ConfigFile = z.infer<typeof configSchema>;

@@ -31,9 +31,11 @@ export const methodSchema = z.enum([
   "prefix",
 ]);
 export const familySchema = z.enum(["decoder", "encoder", "seq2seq"]);
+export const layersSchema = z.enum(["auto", "plain", "liger", "compiled"]);
 export type Task = z.infer<typeof taskSchema>;
 export type Method = z.infer<typeof methodSchema>;
 export type Family = z.infer<typeof familySchema>;
+export type Layers = z.infer<typeof layersSchema>;
 
 /** Every value resolved: `auto` never reaches the trainer. Names are Hugging Face's and PEFT's. */
 export const hyperparametersSchema = z.strictObject({
@@ -116,6 +118,12 @@ export const trainSpecSchema = z.strictObject({
     parallelism: z
       .enum(["ddp", "fsdp"])
       .describe("of several ranks, when torchrun starts them: each holds the whole model, or a part of it"),
+    layers: layersSchema
+      .nullable()
+      .optional()
+      .describe(
+        "what computes a model's layers: ours where they fit and else Liger's kernels where installed on a GPU (auto, null, or left out); the model's own (plain), with Liger's kernels (liger), or compiled by PyTorch (compiled)",
+      ),
     checkpoint_seconds: z.number().min(0).max(86400).describe("least wall time between checkpoints"),
     checkpoint_steps: z.number().int().min(0).max(1000000).describe("also every N steps; 0 is by time alone"),
     keep_checkpoints: z.number().int().min(1).max(100),

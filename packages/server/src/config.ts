@@ -5,7 +5,7 @@
 import { readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { isAbsolute, join, resolve } from "node:path";
-import { type ConfigFile, configSchema } from "@fettle/contract";
+import { type ConfigFile, configSchema, type Layers } from "@fettle/contract";
 import { isMap, isNode, isScalar, LineCounter, parseDocument } from "yaml";
 import type { z } from "zod";
 import { AppError } from "./domain/error.js";
@@ -30,6 +30,7 @@ export interface Config {
     checkpointSeconds: number;
     numThreads: number | "auto";
     keepTrainerReady: boolean | "auto";
+    layers: Layers;
     /** 0: not known. */
     pricePerHour: number;
   };
@@ -69,6 +70,7 @@ export function loadConfig({ env, cwd }: ConfigSource): Config {
       checkpointSeconds: values.runs.checkpoint_seconds,
       numThreads: values.runs.num_threads,
       keepTrainerReady: values.runs.keep_trainer_ready,
+      layers: values.runs.layers,
       pricePerHour: values.runs.price_per_hour,
     },
     inference: {

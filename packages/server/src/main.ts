@@ -269,6 +269,7 @@ function dispatch({ config, deps, owner, processor, runner, fourBitsLack }: Disp
       },
       numThreads: shares.trainerThreads,
       checkpointSeconds: config.runs.checkpointSeconds,
+      layers: config.runs.layers,
     },
   );
 }

@@ -73,7 +73,7 @@ class Layers:
         d = torch.finfo(dtype).bits // 8
         gated = causal or bool(getattr(config, "is_gated_act", False))
         inner_kept = _GATE if gated else _RELU if pairs else _ACTIVATION
-        if fused and causal and passes.is_used(dtype, loaded.model.device):
+        if fused and causal and passes.between(dtype, loaded.model.device) is not None:
             inner_kept -= 1  # the activation is made again
         # Norms keep their input in fp32, products theirs in d.
         before = behind = _FLOAT * width + d * width
@@ -86,8 +86,8 @@ class Layers:
             behind += _FLOAT * width + (0 if causal else d * inner)
         flash = loaded.model.device.type != "cpu"
         if fused and flash:
-            # Queries and keys once more, turned; before that in fp32 where they are normed.
-            normed = config.model_type == "qwen3"
+            # Queries and keys once more, turned; before that in fp32 where they are normed by PyTorch.
+            normed = config.model_type == "qwen3" and passes.on_gpu(dtype, loaded.model.device) is None
             before += (d + normed * _FLOAT) * (heads.query + heads.key) * heads.width
         drops = _drops(config)
         if drops:

@@ -15,13 +15,14 @@ from .freeze import train_heads, train_last_layers
 from .ia3 import Ia3Settings, ia3_settings
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
+from .kernels.borrowed import lend
 from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
 from .serve_artefact import read_pooling
 from .serve_refusal import ServeRefusal
-from .spec import Family, Task, TrainSpec
+from .spec import Family, Layers, Task, TrainSpec
 from .tasks import objective_of
 from .tokenizer import decoder_start
 from .virtual_tokens import VirtualSettings
@@ -128,19 +129,24 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
         start_id=start_id(model, prompts, pad_id),
         pooling=pooling_of(folder, spec.task),
     )
-    return quickened(loaded, compute.dtype, sharded=sharded)
+    return quickened(loaded, compute.dtype, sharded=sharded, asked=spec.runtime.layers or "auto")
 
 
-def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False) -> Loaded:
+def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False, asked: Layers = "auto") -> Loaded:
     """With rows laid end to end and layers rewritten for speed, where these answer as the model's own do.
-    `dtype`: of the products."""
+    `dtype`: of the products. `asked`: which layers."""
     model, adapter = loaded.model, loaded.adapter
     kernels = None
     layers = "its own layers, split over the ranks" if sharded else _UNFUSED.get(type(adapter), "")
+    if asked != "auto":
+        layers = layers or f"its own layers, as runtime.layers is {asked!r}"
     if not layers:
         kernels, layers = enable_kernels(model, dtype)
     may_pack = loaded.family == "decoder" and not isinstance(adapter, VirtualSettings)
     packed = may_pack and (kernels is not None or enable_packing(model, dtype))
+    if kernels is None and not sharded:
+        lent = lend(model, dtype, asked=asked, family=loaded.family, packed=packed)
+        layers = f"{layers}; {lent}" if lent else layers
     return replace(loaded, packed=packed, kernels=kernels, layers=layers)
 
 

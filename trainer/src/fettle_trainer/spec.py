@@ -27,6 +27,8 @@ Task = Literal[
 ]
 Method = Literal["full", "lora", "rslora", "dora", "qlora", "freeze", "head", "ia3", "prompt", "prefix"]
 Family = Literal["decoder", "encoder", "seq2seq"]
+# What computes a model's layers; see docs/gpu.md.
+Layers = Literal["auto", "plain", "liger", "compiled"]
 
 
 class SpecError(ValueError):
@@ -107,6 +109,7 @@ class Runtime:
     dtype: Literal["auto", "float32", "bfloat16"] = field()
     num_threads: int = _number(1, 256)
     parallelism: Literal["ddp", "fsdp"] = field()
+    layers: Layers | None = field(metadata={"optional": True})
     checkpoint_seconds: float = _number(0, 86400)
     checkpoint_steps: int = _number(0, 1000000)
     keep_checkpoints: int = _number(1, 100)

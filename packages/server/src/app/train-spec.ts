@@ -1,5 +1,5 @@
 /** The specification of one attempt: everything a trainer reads. */
-import type { TrainSpec } from "@fettle/contract";
+import type { Layers, TrainSpec } from "@fettle/contract";
 import { AppError } from "../domain/error.js";
 import { meantBefore } from "../domain/hyperparameters.js";
 import type { Run } from "../domain/job.js";
@@ -13,6 +13,7 @@ import { teacherSpec } from "./teacher.js";
 export interface SpecOptions {
   numThreads: number;
   checkpointSeconds: number;
+  layers?: Layers;
 }
 
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */
@@ -42,6 +43,7 @@ export async function buildTrainSpec(deps: ReadyModelDeps, run: Run, options: Sp
       dtype: "auto",
       num_threads: options.numThreads,
       parallelism: "ddp",
+      layers: options.layers,
       checkpoint_seconds: options.checkpointSeconds,
       checkpoint_steps: 0,
       keep_checkpoints: 3,

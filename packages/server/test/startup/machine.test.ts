@@ -3,7 +3,14 @@ import { expect, test } from "vitest";
 import { sharesOf } from "../../src/startup/machine.js";
 
 const config = (keepTrainerReady: boolean | "auto") => ({
-  runs: { maxConcurrent: 2, checkpointSeconds: 60, numThreads: 3, keepTrainerReady, pricePerHour: 0 } as const,
+  runs: {
+    maxConcurrent: 2,
+    checkpointSeconds: 60,
+    numThreads: 3,
+    keepTrainerReady,
+    layers: "auto",
+    pricePerHour: 0,
+  } as const,
   inference: { memoryBytes: "auto", maxQueue: 1, idleSeconds: 1 } as const,
 });
 

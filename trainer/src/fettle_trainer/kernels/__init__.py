@@ -80,14 +80,11 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
 
 
 def _between_products(kind: Any, dtype: torch.dtype, device: torch.device) -> str:
-    """What a decoder's layers do on a CPU between their products, where it could be done in one pass."""
-    if kind is not decoder or dtype != torch.bfloat16 or device.type != "cpu":
+    """What a decoder's layers do between their products, where it could be done in one pass."""
+    if kind is not decoder or dtype != torch.bfloat16 or passes.between(dtype, device) is not None:
         return ""
-    return (
-        ""
-        if passes.is_used(dtype, device)
-        else ", by PyTorch's own operations, as no C compiler (cc) works here"
-    )
+    missing = "no C compiler (cc)" if device.type == "cpu" else "no Triton"
+    return f", by PyTorch's own operations, as {missing} works here"
 
 
 def _take_out(model: Any) -> None:

@@ -13,7 +13,7 @@ from .attention import attend
 from .gate import swiglu, swiglu_backward
 from .heads import Heads
 from .layout import Layout
-from .norm import Norm, add, rms_norm, rms_norm_backward, rms_norm_weight_gradient
+from .norm import Norm, add, norm_heads, rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from .projection import Projection, has_plain_head
 from .varlen import Starts, attend_varlen
 
@@ -28,14 +28,16 @@ class Rotation:
         self._of: Tensor | None = None
         self._rows: Layout | Starts | None = None
 
-    def attend(self, qkv: Tensor, turn: tuple[Tensor, Tensor], heads: Heads) -> Tensor:
-        """T x H D. `turn`: cosines and sines, 1 x T x D."""
+    def attend(
+        self, qkv: Tensor, turn: tuple[Tensor, Tensor], heads: Heads, *, norms: tuple[Norm, Norm] | None
+    ) -> Tensor:
+        """T x H D. `turn`: cosines and sines, 1 x T x D. `norms`: of each query and each key head."""
         if self._rows is None or turn[0] is not self._of:
             self._of = turn[0]
             self._rows = self._laid_out((turn[0][0], turn[1][0]))
         if isinstance(self._rows, Starts):
-            return attend_varlen(qkv, self._rows, heads)
-        return attend([qkv], self._rows, heads)
+            return attend_varlen(qkv, self._rows, heads, norms=norms)
+        return attend([qkv if norms is None else norm_heads(qkv, norms, heads)], self._rows, heads)
 
     def _laid_out(self, turn: tuple[Tensor, Tensor]) -> Layout | Starts:
         if turn[0].device.type == "cuda":
@@ -127,8 +129,8 @@ class _Layer:
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype, apart=True)
         self.down = Projection([mlp.down_proj], dtype)
         self.projections = [self.query_key_value, self.out, self.gate_up, self.down]
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self._query_norm, self._key_norm = (None if one is None else Norm(one, dtype) for one in norms)
+        normed = getattr(attention, "q_norm", None) is not None
+        self._norms = (Norm(attention.q_norm, dtype), Norm(attention.k_norm, dtype)) if normed else None
         anchors = [one.anchor for one in (self.out, self.gate_up, self.down)]
         self._anchor = next((one for one in anchors if one is not None), None)
 
@@ -137,21 +139,11 @@ class _Layer:
             # apply() is untyped in torch's stubs.
             asked, answered = cast("Any", _Asked).apply, cast("Any", _Answered).apply
             x_TE, qkv = asked(hidden_states[0].float(), self.before.weight, self, self.query_key_value.anchor)
-            seen = self._rotation.attend(self._normed(qkv), named["position_embeddings"], self._heads)
+            seen = self._rotation.attend(qkv, named["position_embeddings"], self._heads, norms=self._norms)
             reads = current_reads() if self._is_last else None
             if reads is not None:
                 x_TE, seen = x_TE.index_select(0, reads), seen.index_select(0, reads)
             return answered(x_TE, seen, self.between.weight, self, self._anchor)[None]
-
-    def _normed(self, qkv: Tensor) -> Tensor:
-        """Qwen3 norms each query and key head."""
-        if self._query_norm is None or self._key_norm is None:
-            return qkv
-        query, key, value = torch.split(qkv, self.query_key_value.sizes, dim=-1)
-        width = self._heads.width
-        query = self._query_norm(query.reshape(-1, width)).view(query.shape)
-        key = self._key_norm(key.reshape(-1, width)).view(key.shape)
-        return torch.cat([query, key, value], dim=-1)
 
 
 def heads_of(config: Any, layer: Any) -> Heads:

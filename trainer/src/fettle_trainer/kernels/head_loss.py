@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from . import passes
 from .projection import Projection
 
 # Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
@@ -26,6 +27,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NE: Tensor, targets_N: Tensor, head: Projection, smoothing: float) -> Any:
         weight_VE, _ = head.weight_and_bias()
+        gpu = passes.on_gpu(weight_VE.dtype, weight_VE.device)
         grad_hidden = torch.empty_like(hidden_NE)
         grad_weight: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden_NE.device)
@@ -36,14 +38,18 @@ class _HeadLoss(torch.autograd.Function):
             for piece in pieces:
                 here = slice(piece.start - group.start, piece.stop - group.start)
                 logits = torch.mm(hidden_NE[piece], weight_VE.t(), out=short[here])
-                if exact is None:
-                    exact = torch.empty_like(logits, dtype=torch.float32)
-                wide = logits if exact is short else exact[: len(logits)].copy_(logits)
-                losses, hits = _to_gradient(wide, targets_N[piece], smoothing)
+                if gpu is not None:
+                    losses, hits = gpu.cross_entropy_(logits, targets_N[piece], smoothing)
+                else:
+                    if exact is None:
+                        exact = torch.empty_like(logits, dtype=torch.float32)
+                    wide = logits if exact is short else exact[: len(logits)].copy_(logits)
+                    losses, hits = _to_gradient(wide, targets_N[piece], smoothing)
+                    if wide is not logits:
+                        logits.copy_(wide)
                 total += losses
                 correct += hits
-                gradient = logits if wide is logits else logits.copy_(wide)
-                torch.mm(gradient, weight_VE, out=grad_hidden[piece])
+                torch.mm(logits, weight_VE, out=grad_hidden[piece])
             if head.trains_weight:
                 made = torch.mm(short.t(), hidden_NE[group])
                 grad_weight = made if grad_weight is None else made.float() + grad_weight

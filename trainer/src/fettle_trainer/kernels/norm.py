@@ -10,19 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import passes
+from .heads import Heads
 
 
 def add(x_TE: Tensor, added_TE: Tensor) -> Tensor:
     """Of the stream in fp32 and what a product makes."""
-    return passes.add(x_TE, added_TE) if passes.fits(added_TE) else x_TE + added_TE
+    found = passes.between(added_TE.dtype, added_TE.device)
+    return x_TE + added_TE if found is None else cast("Tensor", found.add(x_TE, added_TE))
 
 
 def rms_norm(
     x_TE: Tensor, weight_E: Tensor, *, eps: float, dtype: torch.dtype, added_TE: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x + added, y of it in `dtype`, and T x 1 of 1 / rms."""
-    if passes.fits(x_TE, dtype):
-        return passes.rms_norm(x_TE, weight_E, eps=eps, added_TE=added_TE)
+    found = passes.between(dtype, x_TE.device)
+    if found is not None:
+        return cast(
+            "tuple[Tensor, Tensor, Tensor]", found.rms_norm(x_TE, weight_E, eps=eps, added_TE=added_TE)
+        )
     x_TE = x_TE if added_TE is None else x_TE + added_TE
     inverse_T1 = _dot(x_TE, x_TE)[:, None].div_(x_TE.shape[-1]).add_(eps).rsqrt_()
     return x_TE, (x_TE * inverse_T1).mul_(weight_E).to(dtype), inverse_T1
@@ -33,8 +38,9 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x in fp32, and once more in the type of y. `kept`: x, 1 / rms and the weight. `beside`:
     what else x has as a gradient."""
-    if passes.fits(grad_TE):
-        return passes.rms_norm_backward(grad_TE, kept, beside=beside)
+    found = passes.between(grad_TE.dtype, grad_TE.device)
+    if found is not None:
+        return cast("tuple[Tensor, Tensor]", found.rms_norm_backward(grad_TE, kept, beside=beside))
     x_TE, inverse_T1, weight_E = kept
     # dx = (g - x * mean(g x) / rms^2) / rms with g = dy w
     scaled_TE = grad_TE.float() * weight_E
@@ -50,6 +56,9 @@ def rms_norm_backward(
 def rms_norm_weight_gradient(grad_TE: Tensor, kept: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """E in fp32."""
     x_TE, inverse_T1, _ = kept
+    found = passes.on_gpu(grad_TE.dtype, grad_TE.device)
+    if found is not None:
+        return cast("Tensor", found.rms_norm_weight_gradient(grad_TE, x_TE, inverse_T1))
     return (grad_TE.float() * x_TE).mul_(inverse_T1).sum(dim=0)
 
 
@@ -104,3 +113,14 @@ class Norm:
     def __call__(self, x_TE: Tensor) -> Tensor:
         # apply() is untyped in torch's stubs.
         return cast("Tensor", _RmsNorm.apply(x_TE.float(), self.weight, self.eps, self.dtype))  # pyright: ignore[reportUnknownMemberType]
+
+
+def norm_heads(qkv: Tensor, norms: tuple[Norm, Norm], heads: Heads) -> Tensor:
+    """Each query and key head of T x (H + 2 K) D normed, which Qwen3 does."""
+    sizes = [one * heads.width for one in (heads.query, heads.key, heads.key)]
+    query, key, value = torch.split(qkv, sizes, dim=-1)
+    query, key = (
+        norm(part.reshape(-1, heads.width)).view(part.shape)
+        for norm, part in zip(norms, (query, key), strict=True)
+    )
+    return torch.cat([query, key, value], dim=-1)

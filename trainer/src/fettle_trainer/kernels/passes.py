@@ -1,5 +1,6 @@
-"""The passes of passes.c over bf16 tensors, compiled for this processor where there is a C compiler. Without
-one the layers run on PyTorch's own operations, one pass for each: the same numbers, rounded more often.
+"""The passes of passes.c over bf16 tensors, compiled for this processor where there is a C compiler; on a GPU
+those of passes_gpu.py. Without either the layers run on PyTorch's own operations, one pass for each: the same
+numbers, rounded more often.
 
 What is compiled lies beside the libraries of this Python, under a name made of the source, the compiler and
 the processor's features.
@@ -9,6 +10,7 @@ Legend: T tokens, E width, F width of the gate, N rows of heads, D width of a he
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -100,6 +102,31 @@ def fits(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 def is_used(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and device.type == "cpu" and library() is not None
+
+
+def between(dtype: torch.dtype, device: torch.device) -> Any:
+    """The module that does what lies between products: this one, `passes_gpu`, or None."""
+    return sys.modules[__name__] if is_used(dtype, device) else on_gpu(dtype, device)
+
+
+def on_gpu(dtype: torch.dtype, device: torch.device) -> Any:
+    """The module `passes_gpu`, or None."""
+    return _gpu(device) if dtype == torch.bfloat16 and device.type == "cuda" else None
+
+
+@cache
+def _gpu(device: torch.device) -> Any:
+    """None where Triton is not there, or can compile nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from . import passes_gpu
+
+    one = torch.ones(1, dtype=torch.bfloat16, device=device)
+    try:
+        passes_gpu.swiglu(one, one)
+    except Exception:  # a missing compiler, a driver too old: whatever it is, PyTorch goes on without
+        return None
+    return passes_gpu
 
 
 def _at(tensor: Tensor | None) -> int | None:
