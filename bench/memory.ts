@@ -1,7 +1,7 @@
 /**
  * The memory a run is told to need before its first step, beside what its process held at the peak.
  *
- *   npm run bench -- memory [--json] [--only WORK] [--threads N]
+ *   npm run bench -- memory [--json] [--only WORK] [--dtype bfloat16|float32] [--threads N]
  *
  * Works are those of the trainer bench, and others by which the prediction was never set: fewer rows, fewer or more
  * layers, another number type. Memory is not disturbed by what else the machine does.
@@ -19,6 +19,7 @@ import { readEvents, runOurs } from "./trainer/sides.js";
 interface Row {
   work: string;
   held_out: boolean;
+  dtype: MemoryWork["dtype"];
   predicted_bytes: number;
   parts: MemoryParts;
   peak_bytes: number;
@@ -27,6 +28,7 @@ interface Row {
 }
 
 const heldOutRows = 32;
+const dtypes = ["bfloat16", "float32"] as const;
 
 async function measure({ name, work, heldOut, dtype }: MemoryWork, numThreads: number): Promise<Row> {
   const setting = { ...(await prepare(work, { steps: null, heldOut: heldOutRows, numThreads })), dtype };
@@ -38,7 +40,7 @@ async function measure({ name, work, heldOut, dtype }: MemoryWork, numThreads: n
     if (parts === undefined || peak === undefined) throw new Error(`${name}: the trainer told of no memory`);
     const predicted = Object.values(parts).reduce((sum, bytes) => sum + bytes, 0);
     const difference = predicted / peak - 1;
-    return { work: name, held_out: heldOut, predicted_bytes: predicted, parts, peak_bytes: peak, difference };
+    return { work: name, held_out: heldOut, dtype, predicted_bytes: predicted, parts, peak_bytes: peak, difference };
   } finally {
     rmSync(setting.folder, { recursive: true, force: true });
   }
@@ -58,13 +60,20 @@ async function main(): Promise<number> {
       json: { type: "boolean", default: false },
       help: { type: "boolean", short: "h", default: false },
       only: { type: "string" },
+      dtype: { type: "string", default: "bfloat16" },
       threads: { type: "string", default: String(availableParallelism()) },
     },
   });
-  const chosen = memoryWorks.filter(({ name }) => values.only === undefined || name === values.only);
+  const dtype = dtypes.find((one) => one === values.dtype);
+  const all = dtype === undefined ? [] : memoryWorks(dtype);
+  const chosen = all.filter(({ name }) => values.only === undefined || name === values.only);
   if (values.help || chosen.length === 0) {
     console.log(readFileSync(import.meta.filename, "utf8").split("*/")[0]);
-    say(`WORK is one of ${memoryWorks.map(({ name }) => name).join(", ")}.`);
+    say(
+      `WORK is one of ${memoryWorks("bfloat16")
+        .map(({ name }) => name)
+        .join(", ")}.`,
+    );
     return values.help ? 0 : 2;
   }
   const threads = Number(values.threads);

@@ -66,9 +66,10 @@ function startTable(rows) {
     `${row.start} against ${row.peer_flags}`,
     row.seconds.toFixed(2),
     row.peer_seconds.toFixed(2),
+    row.start_up_s == null ? "–" : `${row.start_up_s.toFixed(2)} and ${row.peer_start_up_s.toFixed(2)}`,
     `**${row.ratio.toFixed(2)}** ${range(row.ratio_range)}`,
   ];
-  return table(["what", "ours and the peer's flags", "ours, s", "peer, s", "ratio"], rows.map(line));
+  return table(["what", "ours and the peer's flags", "ours, s", "peer, s", "before the step begins, s", "ratio"], rows.map(line));
 }
 
 /** Parts by kinds, in shares of the time of a step. */
@@ -99,6 +100,7 @@ function profileTable({ parts, seconds }) {
 function memoryTable(rows) {
   const line = (row) => [
     `${row.work}${row.held_out ? " (the prediction was not set by it)" : ""}`,
+    row.dtype === "float32" ? "fp32" : "bf16",
     Object.entries(row.parts)
       .map(([part, bytes]) => `${part} ${gigabytes(bytes)}`)
       .join(", "),
@@ -106,7 +108,7 @@ function memoryTable(rows) {
     gigabytes(row.peak_bytes),
     `${row.difference > 0 ? "+" : ""}${(100 * row.difference).toFixed(1)} %`,
   ];
-  return table(["run", "predicted parts, GB", "predicted", "measured", "difference"], rows.map(line));
+  return table(["run", "products in", "predicted parts, GB", "predicted", "measured", "difference"], rows.map(line));
 }
 
 const total = (parts, key, value) =>
@@ -272,7 +274,7 @@ export async function benchPictures({ trainer }) {
   };
 }
 
-const keyOf = (row) => [row.work, row.of, row.start, row.rows, row.peer_flags].join("|");
+const keyOf = (row) => [row.work, row.of, row.start, row.rows, row.peer_flags, row.dtype].join("|");
 
 /** `saved` with what a benchmark printed just now: its rows take the place of those of the same work. */
 export function withBench(saved, { bench, machine, rows }) {

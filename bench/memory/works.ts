@@ -2,8 +2,6 @@
 import type { TrainSpec } from "@fettle/contract";
 import { type Work, works } from "../trainer/works.js";
 
-type Dtype = TrainSpec["runtime"]["dtype"];
-
 export interface MemoryWork {
   name: string;
   work: Work;
@@ -12,6 +10,7 @@ export interface MemoryWork {
   dtype: Dtype;
 }
 
+type Dtype = Exclude<TrainSpec["runtime"]["dtype"], "auto">;
 type Change = Partial<Work> & { dtype?: Dtype };
 
 const named = (name: string): Work => {
@@ -20,23 +19,26 @@ const named = (name: string): Work => {
   return found;
 };
 
-const other = (name: string, kind: string, { dtype = "auto", ...change }: Change): MemoryWork => ({
-  name,
-  work: { ...named(kind), ...change, name },
-  heldOut: true,
-  dtype,
-});
-
-export const memoryWorks: readonly MemoryWork[] = [
-  // The prediction knows nothing of embeddings but what it knows of encoders.
-  ...works.map((work): MemoryWork => {
-    return { name: work.name, work, heldOut: work.kind === "embeddings", dtype: "bfloat16" };
-  }),
-  other("decoder-lora-4-rows", "decoder-lora", { rowsPerStep: 4, defaultSteps: 16 }),
-  other("decoder-full-half", "decoder-full", { numLayers: 15, rowsPerStep: 4 }),
-  other("encoder-12-layers", "encoder", { numLayers: 12, rowsPerStep: 16, defaultSteps: 30 }),
-  other("encoder-mail-fp32", "encoder-mail", { rowsPerStep: 8, dtype: "float32" }),
-  other("encoder-mail-3-layers", "encoder-mail", { numLayers: 3, rowsPerStep: 32, defaultSteps: 12 }),
-  other("seq2seq-8-rows", "seq2seq", { rowsPerStep: 8, defaultSteps: 24 }),
-  other("seq2seq-3-layers", "seq2seq", { numLayers: 3 }),
-];
+/** `type`: of the products, but where a work names its own. */
+export const memoryWorks = (type: Dtype): readonly MemoryWork[] => {
+  const other = (name: string, kind: string, { dtype = type, ...change }: Change): MemoryWork => ({
+    name,
+    work: { ...named(kind), ...change, name },
+    heldOut: true,
+    dtype,
+  });
+  // The prediction was set by works in bf16, and knows nothing of embeddings but what it knows of encoders.
+  const base = works.map((work): MemoryWork => {
+    return { name: work.name, work, heldOut: type !== "bfloat16" || work.kind === "embeddings", dtype: type };
+  });
+  return [
+    ...base,
+    other("decoder-lora-4-rows", "decoder-lora", { rowsPerStep: 4, defaultSteps: 16 }),
+    other("decoder-full-half", "decoder-full", { numLayers: 15, rowsPerStep: 4 }),
+    other("encoder-12-layers", "encoder", { numLayers: 12, rowsPerStep: 16, defaultSteps: 30 }),
+    other("encoder-mail-fp32", "encoder-mail", { rowsPerStep: 8, dtype: "float32" }),
+    other("encoder-mail-3-layers", "encoder-mail", { numLayers: 3, rowsPerStep: 32, defaultSteps: 12 }),
+    other("seq2seq-8-rows", "seq2seq", { rowsPerStep: 8, defaultSteps: 24 }),
+    other("seq2seq-3-layers", "seq2seq", { numLayers: 3 }),
+  ];
+};

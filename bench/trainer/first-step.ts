@@ -1,4 +1,5 @@
-/** Seconds from the start of a process, or from handing a run to a trainer that waits, to the end of the first step. */
+/** Seconds from the start of a process, or from handing a run to a trainer that waits, to the first step: its end, and
+ * its beginning. */
 import { say } from "./environment.js";
 import { runOurs, runPeer, type Setting } from "./sides.js";
 import { type StartRow, startRow, type Times } from "./start-row.js";
@@ -13,7 +14,10 @@ export async function firstStepRows(setting: Setting, python: string, pairs: num
     runs.peer.push(timesOf(await runPeer(setting, { python, flags: defaults, maxSteps: 1, evaluate: false })));
     // The trainer learns what a run needs through /proc: elsewhere it is not known when it is ready.
     if (process.platform === "linux") runs.warm.push(timesOf(await runOurs(setting, "warm")));
-    const seconds = Object.entries(runs).map(([kind, times]) => `${kind} ${times.at(-1)?.seconds.toFixed(2)} s`);
+    const seconds = Object.entries(runs).map(
+      ([kind, times]) =>
+        `${kind} ${times.at(-1)?.seconds.toFixed(2)} s (begun after ${times.at(-1)?.startUpSeconds?.toFixed(2)})`,
+    );
     say(`  first step of ${name}, pair ${pair + 1}: ${seconds.join(", ")}`);
   }
   return (["cold", "warm"] as const).flatMap((start) =>
@@ -23,8 +27,9 @@ export async function firstStepRows(setting: Setting, python: string, pairs: num
   );
 }
 
-const timesOf = ({ firstStepSeconds, peakRssBytes }: RunRecord): Times => ({
+const timesOf = ({ firstStepSeconds, startUpSeconds, peakRssBytes }: RunRecord): Times => ({
   seconds: firstStepSeconds,
+  startUpSeconds,
   numTokens: null,
   peakRssBytes,
 });

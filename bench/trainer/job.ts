@@ -93,6 +93,7 @@ async function ourJob({ work, folder, seed }: Setting, client: Fettle, home: str
     .find((event) => event.type === "finished");
   return {
     seconds,
+    startUpSeconds: null,
     numTokens: finished?.trained_tokens ?? null,
     peakRssBytes: finished?.peak_rss_bytes ?? null,
   };
@@ -115,5 +116,5 @@ async function peersJob(setting: Setting, { python, flags }: JobPeer): Promise<T
     num_tokens: number;
     peak_rss_bytes: number;
   };
-  return { seconds: found.seconds, numTokens: num_tokens, peakRssBytes: peak_rss_bytes };
+  return { seconds: found.seconds, startUpSeconds: null, numTokens: num_tokens, peakRssBytes: peak_rss_bytes };
 }

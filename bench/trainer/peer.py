@@ -1,7 +1,8 @@
 """One run of a peer: ``peer.py CONFIG.json RESULT.json``; runs in the bench's own environment.
 
 CONFIG names the folder of prepare.py, the peer and its flags. RESULT: {"steps": [{"step", "loss",
-"num_tokens" so far, "time" Unix seconds}], "held_out_loss", "peak_rss_bytes" when trained, "versions"}.
+"num_tokens" so far, "time" Unix seconds}], "first_began", "held_out_loss", "peak_rss_bytes" when trained,
+"versions"}.
 """
 
 import json
@@ -34,7 +35,11 @@ class Record(TrainerCallback):
     """Loss and non-pad tokens of each step, at the time it ended."""
 
     num_tokens: int = 0
+    first_began: float = 0.0
     steps: list[dict[str, float]] = field(default_factory=list)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.first_began = self.first_began or time.time()
 
     def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self.steps.append({"step": state.global_step, "num_tokens": self.num_tokens, "time": time.time()})
@@ -268,6 +273,7 @@ def main() -> None:
     names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets", "sentence-transformers"]
     result = {
         "steps": record.steps,
+        "first_began": record.first_began,
         "held_out_loss": held_out,
         "peak_rss_bytes": peak,
         "versions": {name: version(name) for name in names},

@@ -131,11 +131,20 @@ export async function runOurs(setting: Setting, start: "cold" | "warm" = "cold")
       : [],
   );
   const evaluation = events.filter((event) => event.type === "evaluation").at(-1);
-  return record(found, { steps, heldOutLoss: evaluation?.valid_loss ?? null, peakRssBytes: found.peak_rss_bytes });
+  const first = events.find((event) => event.type === "step");
+  if (first === undefined) throw new Error("the run made no step");
+  const firstBegan = first.time - first.num_tokens / first.tokens_per_second;
+  return record(found, {
+    steps,
+    firstBegan,
+    heldOutLoss: evaluation?.valid_loss ?? null,
+    peakRssBytes: found.peak_rss_bytes,
+  });
 }
 
 interface PeerResult {
   steps: { step: number; loss: number; num_tokens: number; time: number }[];
+  first_began: number;
   held_out_loss: number | null;
   peak_rss_bytes: number;
   versions: Record<string, string>;
@@ -166,12 +175,24 @@ export async function runPeer(
   const result = readJson(output) as PeerResult;
   const steps = result.steps.map(({ num_tokens, ...step }): Step => ({ ...step, numTokens: num_tokens }));
   // Its peak up to the last step: evaluating afterwards is our own addition and must not count against it.
-  const facts = { steps, heldOutLoss: result.held_out_loss, peakRssBytes: result.peak_rss_bytes };
+  const facts = {
+    steps,
+    firstBegan: result.first_began,
+    heldOutLoss: result.held_out_loss,
+    peakRssBytes: result.peak_rss_bytes,
+  };
   return { ...record(found, facts), versions: result.versions };
 }
 
-function record(found: Measured, facts: Pick<RunRecord, "steps" | "heldOutLoss" | "peakRssBytes">): RunRecord {
+type Facts = Pick<RunRecord, "steps" | "heldOutLoss" | "peakRssBytes"> & { firstBegan: number };
+
+function record({ started_at, seconds }: Measured, { firstBegan, ...facts }: Facts): RunRecord {
   const first = facts.steps[0];
   if (first === undefined) throw new Error("the run made no step");
-  return { ...facts, firstStepSeconds: first.time - found.started_at, wallSeconds: found.seconds };
+  return {
+    ...facts,
+    firstStepSeconds: first.time - started_at,
+    startUpSeconds: firstBegan - started_at,
+    wallSeconds: seconds,
+  };
 }

@@ -18,12 +18,16 @@ export interface StartRow {
   peer_tokens_per_s: number | null;
   seconds: number;
   peer_seconds: number;
+  /** Of these, those before the first step began; null for a job. */
+  start_up_s: number | null;
+  peer_start_up_s: number | null;
   pairs: number;
 }
 
 /** One measured pair. */
 export interface Times {
   seconds: number;
+  startUpSeconds: number | null;
   numTokens: number | null;
   peakRssBytes: number | null;
 }
@@ -47,6 +51,8 @@ export function startRow(named: Named, ours: readonly Times[], peers: readonly T
     peer_tokens_per_s: rate(peers),
     seconds: median(ours.map(({ seconds }) => seconds)),
     peer_seconds: median(peers.map(({ seconds }) => seconds)),
+    start_up_s: figure(ours.map(({ startUpSeconds }) => startUpSeconds)),
+    peer_start_up_s: figure(peers.map(({ startUpSeconds }) => startUpSeconds)),
     pairs: ours.length,
   };
 }

@@ -16,6 +16,8 @@ export interface RunRecord {
   peakRssBytes: number;
   /** From the start of the process to the end of the first step. */
   firstStepSeconds: number;
+  /** Of these, those before the step itself: all that stands between asking for a run and its training. */
+  startUpSeconds: number;
   /** Whole process: start-up, training, and for ours also saving and checking the artefact. */
   wallSeconds: number;
 }

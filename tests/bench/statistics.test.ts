@@ -16,6 +16,7 @@ const run = (
   heldOutLoss,
   peakRssBytes: 1,
   firstStepSeconds: 1,
+  startUpSeconds: 1,
   wallSeconds: 1,
 });
 

@@ -42,7 +42,7 @@ _LATER = 80e6
 # fp32 others do the work, which keep little.
 _PRODUCT, _PRODUCTS_FP32, _PRODUCTS_AFTER = 0.67e6, 11e6, 6
 # Measured: gaps between what a way back needs, as a part of it, and never more than so many.
-_GAPS, _MOST_GAPS = 0.9, 170e6
+_GAPS, _MOST_GAPS = 0.9, 100e6
 # As in kernels/head_loss.py.
 _PIECE, _PIECES_KEPT = 50 << 20, 200 << 20
 # Rows of the epochs that are looked through for the largest micro-batch: part of a second.
