@@ -69,7 +69,10 @@ function startTable(rows) {
     row.start_up_s == null ? "–" : `${row.start_up_s.toFixed(2)} and ${row.peer_start_up_s.toFixed(2)}`,
     `**${row.ratio.toFixed(2)}** ${range(row.ratio_range)}`,
   ];
-  return table(["what", "ours and the peer's flags", "ours, s", "peer, s", "before the step begins, s", "ratio"], rows.map(line));
+  return table(
+    ["what", "ours and the peer's flags", "ours, s", "peer, s", "before the step begins, s", "ratio"],
+    rows.map(line),
+  );
 }
 
 /** Parts by kinds, in shares of the time of a step. */

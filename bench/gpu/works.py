@@ -72,17 +72,24 @@ WARM = 3
 SEED = 7
 
 
+def lengths_of(work: Work, generator: Any) -> list[int]:
+    """Of all rows, step after step."""
+    import torch
+
+    count = work.rows_per_step * work.steps
+    drawn = torch.randn(count, generator=generator) * work.spread - work.spread**2 / 2
+    return (drawn.exp() * work.mean).clamp(work.least, work.most).long().tolist()
+
+
 def make_rows(work: Work) -> list[list[int]]:
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
-    count = work.rows_per_step * work.steps
-    drawn = torch.randn(count, generator=generator) * work.spread - work.spread**2 / 2
-    lengths = (drawn.exp() * work.mean).clamp(work.least, work.most).long()
+    lengths = lengths_of(work, generator)
     # A thousand of the tokens, some far more often than others: there is something to learn in few steps.
     weights = 1.0 / torch.arange(1, 1001).float()
     return [
-        (torch.multinomial(weights, int(length), replacement=True, generator=generator) % 500 + 4).tolist()
+        (torch.multinomial(weights, length, replacement=True, generator=generator) % 500 + 4).tolist()
         for length in lengths
     ]
 

@@ -164,6 +164,7 @@ export function dispatch(
       capacity: { maxConcurrent: 2, memoryBytes: 8e9 },
       numThreads: 1,
       checkpointSeconds: 60,
+      layers: "auto",
       times: quickTimes,
       tickMs: 200,
       ...options,

@@ -4,7 +4,7 @@ Triton is run by `npm run test:proofs`."""
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -75,6 +75,39 @@ def test_liger_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(borrowed, "_PACKAGE", "json")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "Liger's kernels are not used, as they need a GPU" in told(tmp_path, "liger")
+
+
+def test_liger_that_cannot_be_loaded_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(borrowed, "_PACKAGE", "json")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    said = told(tmp_path, "liger")
+    assert "Liger's kernels are not used, as json cannot be loaded (ModuleNotFoundError: " in said
+
+
+class Halved(torch.autograd.Function):
+    """Right on the way forth, wrong on the way back."""
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] / 2
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_learns_otherwise_is_left_out(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Any) -> Any:
+        layer = model.base_model.layers[1].mlp
+        own = layer.forward
+        return lambda: setattr(layer, "forward", lambda x: cast("Any", Halved).apply(own(x)))
+
+    monkeypatch.setattr(borrowed, "_compiled", wrong)
+    loaded, _, _ = prepared(tmp_path, "llama", method, runtime__layers="compiled")
+    assert "compiled, are not used, as their gradients of " in loaded.layers
 
 
 @pytest.mark.parametrize("layers", WAYS)

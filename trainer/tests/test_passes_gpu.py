@@ -149,6 +149,24 @@ def test_loss_behind_the_head(smoothing: float, vocabulary: int) -> None:
         assert float((one.float() - other).norm() / other.norm()) < 0.01
 
 
+def test_each_kernel_can_be_tried() -> None:
+    from fettle_trainer.kernels import passes_gpu
+
+    passes_gpu.try_all(DEVICE)
+
+
+def test_rows_that_lie_apart() -> None:
+    """Gradients of a norm do not depend on how its input lies in memory."""
+    x, weight, grad = wide(48, 5).t(), wide(48), short(5, 48)
+    found: list[Tensor] = []
+    for one in (x, x.contiguous()):
+        total, _, inverse = rms_norm(one, weight, eps=1e-5, dtype=torch.bfloat16)
+        kept = (total, inverse, weight)
+        found += [*rms_norm_backward(grad, kept), rms_norm_weight_gradient(grad, kept)]
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("place", [0, 9000])
 def test_a_logit_that_is_no_number_is_no_loss(place: int) -> None:
     from fettle_trainer.kernels import passes_gpu

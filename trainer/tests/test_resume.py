@@ -260,3 +260,27 @@ def test_a_run_moved_to_another_folder_with_its_model_and_rows_goes_on(
     assert code == 0, events[-1]
     assert of_type(events, "started")[-1]["resumed_from_step"] == of_type(events, "finished")[0]["step"]
     assert weights_sha256(moved) == weights_sha256(straight)
+
+
+def test_layers_that_are_computed_otherwise_from_a_checkpoint_on_are_told(
+    straight: dict[str, Any], tmp_path: Path
+) -> None:
+    origin = Path(straight["output_dir"]).parent
+    for path in origin.iterdir():
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, tmp_path / path.name)
+    warned = {}
+    for layers in ("auto", "plain"):
+        spec = make(tmp_path, "straight", runtime__layers=layers)
+        spec["attempt"] = 2 if layers == "auto" else 3
+        _, events = train(spec)
+        warned[layers] = [
+            event["message"]
+            for event in of_type(events, "log")
+            if event["attempt"] == spec["attempt"] and "to the bit" in event["message"]
+        ]
+    assert warned["auto"] == []
+    assert len(warned["plain"]) == 1
+    assert warned["plain"][0].startswith(
+        "From here on its own layers, as runtime.layers is 'plain'; before, "
+    )

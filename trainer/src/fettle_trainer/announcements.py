@@ -113,6 +113,12 @@ def tell_fewer_rows(log: EventLog, progress: Progress, plan: Plan, *, before: in
     )
 
 
+def tell_other_layers(log: EventLog, *, before: str, now: str) -> None:
+    """`before` is empty in checkpoints that know nothing of it."""
+    if before and before != now:
+        log.log("warn", f"From here on {now}; before, {before}: equal within rounding, not to the bit.")
+
+
 def tell_step(
     log: EventLog, progress: Progress, plan: Plan, *, result: StepResult, rate: float, seconds: float
 ) -> None:

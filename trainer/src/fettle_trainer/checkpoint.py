@@ -34,7 +34,8 @@ _FILES = (WEIGHTS, OPTIMISER, RNG, STATE)
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands between two optimiser steps. `fingerprint` ties it to spec, model and rows, which
-    `identity` holds by name. `rows_per_batch`: of a micro-batch; fewer than asked for if memory was short."""
+    `identity` holds by name. `rows_per_batch`: of a micro-batch; fewer than asked for if memory was short.
+    `layers`: what computed the model's layers, as it is told."""
 
     fingerprint: str
     dtype: str
@@ -50,14 +51,16 @@ class Progress:
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
     rows_per_batch: int = 1
     trend: LossTrend = field(default_factory=LossTrend)
+    layers: str = ""
 
     @classmethod
-    def begin(cls, identity: Identity, *, dtype: str, rows_per_batch: int) -> "Progress":
+    def begin(cls, identity: Identity, *, dtype: str, rows_per_batch: int, layers: str) -> "Progress":
         return cls(
             fingerprint=fingerprint_of(identity),
             identity=identity,
             dtype=dtype,
             rows_per_batch=rows_per_batch,
+            layers=layers,
             step=0,
             epoch=0,
             window=0,

@@ -24,6 +24,8 @@ from .collate import Collator, bounds_tokens, evaluation_batches, micro_batches
 from .data import TokenRows
 from .events import rss_bytes
 from .four_bits import four_bit_layers
+from .kernels import passes
+from .kernels.head_loss import rooms
 from .light_start import product_kinds
 from .memory_layers import Keeps, Layers
 from .models import Loaded
@@ -43,8 +45,6 @@ _LATER = 80e6
 _PRODUCT, _PRODUCTS_FP32, _PRODUCTS_AFTER = 0.67e6, 11e6, 6
 # Measured: gaps between what a way back needs, as a part of it, and never more than so many.
 _GAPS, _MOST_GAPS = 0.9, 100e6
-# As in kernels/head_loss.py.
-_PIECE, _PIECES_KEPT = 50 << 20, 200 << 20
 # Rows of the epochs that are looked through for the largest micro-batch: part of a second.
 _LOOKED_THROUGH = 50_000
 # The very first micro-batch, another of the first step, or a later one.
@@ -240,11 +240,14 @@ def _learning_logits(loaded: Loaded, work: Work, learnt: int) -> int:
     if loaded.kernels is None or not plain:
         # Themselves, in fp32, their logarithms, and the gradient.
         return learnt * vocabulary * (short + 3 * _FLOAT)
-    piece = min(learnt * vocabulary * _FLOAT, _PIECE)
-    exact = piece if short != _FLOAT else 0
+    device = loaded.model.device
+    at_once, most_kept = rooms(device)
+    piece = min(learnt * vocabulary * _FLOAT, at_once)
+    # In fp32 as well, but where one kernel reads and writes them as they are.
+    exact = piece if short != _FLOAT and passes.on_gpu(work.dtype, device) is None else 0
     head = loaded.model.get_output_embeddings()
     if head is None or not vocabulary or not head.weight.requires_grad:
         return exact + piece * short // _FLOAT
-    kept = min(learnt * vocabulary * short, _PIECES_KEPT)
+    kept = min(learnt * vocabulary * short, most_kept)
     made = head.weight.numel() * (short if learnt * vocabulary * short <= kept else short + 2 * _FLOAT)
     return exact + kept + made

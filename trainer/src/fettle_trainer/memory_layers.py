@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapters import lora_layers
 from .collate import Batch
-from .kernels import passes
+from .kernels import passes, varlen
 from .kernels.attention import QUERIES_AT_ONCE
 from .kernels.heads import Heads
 from .kernels.layout import LONGEST_PLAIN, Layout, Run
@@ -87,8 +87,15 @@ class Layers:
         flash = loaded.model.device.type != "cpu"
         if fused and flash:
             # Queries and keys once more, turned; before that in fp32 where they are normed by PyTorch.
-            normed = config.model_type == "qwen3" and passes.on_gpu(dtype, loaded.model.device) is None
-            before += (d + normed * _FLOAT) * (heads.query + heads.key) * heads.width
+            by_one_kernel = passes.on_gpu(dtype, loaded.model.device) is not None
+            normed = config.model_type == "qwen3"
+            before += (d + (normed and not by_one_kernel) * _FLOAT) * (heads.query + heads.key) * heads.width
+            if heads.group > 1 and not varlen.shares_keys():
+                # Keys and values copied for each query, in place of turned keys; the kernel that norms reads
+                # what they were copied from, and nothing else does.
+                read = normed and by_one_kernel
+                copied = 2 * heads.query - heads.key - (0 if read else heads.query + 2 * heads.key)
+                before += d * copied * heads.width
         drops = _drops(config)
         if drops:
             # What each dropout multiplied with.

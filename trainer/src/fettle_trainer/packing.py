@@ -164,12 +164,22 @@ _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 Answers = Callable[[Any, Sequence[Tensor]], Tensor]
 
 
+# Of the gradient of one weight: so many times as much, as sums are longer there; and what is small beside all
+# gradients together is asked less exactly.
+_GRADIENTS, _OF_ALL = 4, 0.01
+
+
 def how_unlike(
-    model: Any, change: Callable[[], object], *, dtype: torch.dtype, answers: Answers | None = None
+    model: Any,
+    change: Callable[[], object],
+    *,
+    dtype: torch.dtype,
+    answers: Answers | None = None,
+    both_ways: bool = False,
 ) -> str:
     """Empty when two rows at once, after `change`, give what each gave alone before it; otherwise what is
     different. `answers`: how rows go into the model, laid end to end unless said otherwise. `dtype`: of the
-    products."""
+    products. `both_ways`: the gradients of all that is trained are compared too."""
     ask = answers or packed_answers
     config = model.config.get_text_config()
     rows = [_probe_row(config, 11, 1), _probe_row(config, 6, 2)]
@@ -177,17 +187,48 @@ def how_unlike(
     model.eval()
     short = torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad(), short:
+        with torch.set_grad_enabled(both_ways), short:
             expected = torch.cat([ask(model, [row]) for row in rows]).float()
+            before = _gradients(model, expected)
             change()
             together = ask(model, rows).float()
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        # This architecture passes other things to its layers.
+            after = _gradients(model, together)
+    except Exception as error:
+        # This architecture passes other things to its layers; or a compiler or a driver does not go along.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown'}"
     finally:
         model.train(was_training)
-    distance, size = (float(one.square().sum().sqrt()) for one in (together - expected, expected))
-    return "" if distance <= _ALIKE[dtype] * size else f"answers differ by {distance / size:.2%}"
+    distance, size = _size(together - expected), _size(expected)
+    if not distance <= _ALIKE[dtype] * size:
+        return f"answers differ by {distance / size:.2%}"
+    return _unlike_gradients(before, after, _GRADIENTS * _ALIKE[dtype])
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.detach().float().square().sum().sqrt())
+
+
+def _gradients(model: Any, answers: Tensor) -> dict[str, Tensor]:
+    """Of a fixed sum of the answers, by all that is trained; empty where nothing of it leads there."""
+    if not answers.requires_grad:
+        return {}
+    named = cast("list[tuple[str, nn.Parameter]]", list(model.named_parameters()))
+    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    factors = torch.randn(answers.shape, generator=torch.Generator().manual_seed(3)).to(answers.device)
+    total = (answers * factors).sum()
+    found = torch.autograd.grad(total, list(trained.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(trained, found, strict=True))
+
+
+def _unlike_gradients(before: dict[str, Tensor], after: dict[str, Tensor], alike: float) -> str:
+    if before.keys() != after.keys():
+        return "gradients are of other weights"
+    of_all = sum(_size(one) ** 2 for one in before.values()) ** 0.5
+    for name, expected in before.items():
+        distance, size = _size(after[name] - expected), _size(expected) + _OF_ALL * of_all
+        if not distance <= alike * size:
+            return f"gradients of {name} differ by {distance / size:.2%}"
+    return ""
 
 
 def _probe_row(config: Any, length: int, seed: int) -> Tensor:

@@ -143,7 +143,7 @@ def _ask(spec: TrainSpec, compute: Compute, news: News, *, teacher: BaseModel, r
     loaded = load_artefact(artefact, base, compute.dtype)
     loaded.model.requires_grad_(False)
     loaded.model.to(compute.device)
-    loaded = quickened(loaded, compute.dtype)
+    loaded = quickened(loaded, compute.dtype, asked=spec.runtime.layers or "auto")
     stepper = Stepper(loaded, spec.task, dtype=compute.dtype)
     size = spec.hyperparameters.per_device_train_batch_size
     if loaded.family == "decoder" and not loaded.packed:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artefact
-from .announcements import tell_fewer_rows, tell_model, tell_rows, tell_step, tell_weights
+from .announcements import tell_fewer_rows, tell_model, tell_other_layers, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import bounds_tokens, micro_batches
 from .data import TokenRows
@@ -170,7 +170,8 @@ class Training:
         self._schedule = make_schedule(hyper, self._plan.total_steps)
         self._stepper = self._make_stepper()
         rows = self._fit.rows if self._fit else hyper.per_device_train_batch_size
-        self._progress = Progress.begin(identity, dtype=dtype_name(self._compute.dtype), rows_per_batch=rows)
+        dtype, layers = dtype_name(self._compute.dtype), self._loaded.layers
+        self._progress = Progress.begin(identity, dtype=dtype, rows_per_batch=rows, layers=layers)
         self._refer()
         self._ranks.seed(self._spec.seed)
         if resumed is not None:
@@ -181,7 +182,8 @@ class Training:
             rng = self._ranks.own_rng(resumed.rng)
             if rng is not None:
                 restore_rng(rng)
-            self._progress = resumed.progress
+            tell_other_layers(self._log, before=resumed.progress.layers, now=layers)
+            self._progress = replace(resumed.progress, layers=layers)
         self._saved_step = self._progress.step
         self._loaded.set_training()
         self._remember()

@@ -13,7 +13,7 @@ import { teacherSpec } from "./teacher.js";
 export interface SpecOptions {
   numThreads: number;
   checkpointSeconds: number;
-  layers?: Layers;
+  layers: Layers;
 }
 
 /** `run.attempt` is the attempt about to start. Throws AppError when the model or the data is gone. */

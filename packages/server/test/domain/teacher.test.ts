@@ -91,7 +91,11 @@ describe("a taught run", () => {
       "Teacher: ft:mini:p::teacher0, tuned from mini. It answers each row to train on once, before the first step; its answers are learnt beside the labels.",
     );
     expect(messages).toContain("distill_weight chosen: 0.5 (labels and teacher count the same).");
-    const spec = await buildTrainSpec(deps, { ...run(), attempt: 1 }, { numThreads: 1, checkpointSeconds: 60 });
+    const spec = await buildTrainSpec(
+      deps,
+      { ...run(), attempt: 1 },
+      { numThreads: 1, checkpointSeconds: 60, layers: "auto" },
+    );
     expect(spec.teacher).toEqual({
       name: "ft:mini:p::teacher0",
       family: "encoder",
@@ -101,7 +105,11 @@ describe("a taught run", () => {
     const plain = await world();
     await plain.validate();
     expect(plain.events.map(({ message }) => message).join("\n")).not.toContain("distill");
-    const without = await buildTrainSpec(plain.deps, plain.run(), { numThreads: 1, checkpointSeconds: 60 });
+    const without = await buildTrainSpec(plain.deps, plain.run(), {
+      numThreads: 1,
+      checkpointSeconds: 60,
+      layers: "auto",
+    });
     expect(without).not.toHaveProperty("teacher");
   });
 

@@ -74,7 +74,11 @@ describe("validateRun", () => {
     const { validate, run, deps } = await world(setting);
     expect(await validate()).toBe("queued");
     for (const attempt of [1, 2]) {
-      const { data } = await buildTrainSpec(deps, { ...run(), attempt }, { numThreads: 1, checkpointSeconds: 60 });
+      const { data } = await buildTrainSpec(
+        deps,
+        { ...run(), attempt },
+        { numThreads: 1, checkpointSeconds: 60, layers: "auto" },
+      );
       expect(data.validation_path).toBe(expected === null ? null : deps.blobs.localPath(expected));
     }
   });
@@ -84,8 +88,9 @@ describe("validateRun", () => {
     await validate();
     const { sampling: _, distill_weight: __, distill_temperature: ___, ...older } = run().hyperparameters ?? never();
     const queued = { ...run(), attempt: 1, hyperparameters: older as Hyperparameters };
-    const spec = await buildTrainSpec(deps, queued, { numThreads: 1, checkpointSeconds: 60 });
+    const spec = await buildTrainSpec(deps, queued, { numThreads: 1, checkpointSeconds: 60, layers: "plain" });
     expect(trainSpecSchema.safeParse(spec).success).toBe(true);
+    expect(spec.runtime).toMatchObject({ num_threads: 1, checkpoint_seconds: 60, layers: "plain" });
     expect(spec.hyperparameters).toEqual({ ...run().hyperparameters, sampling: "shuffled" });
   });
 
@@ -187,7 +192,7 @@ describe("validateRun", () => {
       expect(events.map(({ message }) => message).join()).toContain(
         `Fold ${number + 1} of 3: 10 rows are held out for validation, 20 are trained on`,
       );
-      const { data } = await buildTrainSpec(deps, run(), { numThreads: 1, checkpointSeconds: 60 });
+      const { data } = await buildTrainSpec(deps, run(), { numThreads: 1, checkpointSeconds: 60, layers: "auto" });
       const others = [0, 1, 2].filter((fold) => fold !== number).map((fold) => `fold-${fold}.jsonl`);
       const paths = others.map((name) => deps.blobs.localPath(`runs/ftjob-1/rows/${name}`));
       expect([data.train_path, ...(data.more_train_paths ?? [])]).toEqual(paths);

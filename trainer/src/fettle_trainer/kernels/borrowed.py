@@ -22,8 +22,9 @@ from ..packing import (
 from ..spec import Family, Layers
 
 _PACKAGE = "liger_kernel"
-# Liger's parts that a model's own blocks are given. Its loss is not asked, as ours lies behind the head; its
-# positions are one function for all models of the process, and stay as they are.
+# Liger's parts that a model's own blocks are given. Its loss is not asked: logits are made by the model's own
+# head, all at once. Its positions are one function for all models of the process, and stay as they are.
+_SILU, _GELU = ("silu", "swish"), ("gelu_pytorch_tanh",)
 _LEFT_OUT = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
@@ -44,12 +45,7 @@ def lend(model: Any, dtype: torch.dtype, *, asked: Layers, family: Family, packe
             "the model's own layers with Liger's kernels",
         )
     ask = packed_answers if packed else pair_answers if family == "seq2seq" else padded_answers
-    try:
-        unlike = how_unlike(model, change, dtype=dtype, answers=ask)
-    except (
-        Exception
-    ) as error:  # of a compiler or a driver: whatever it is, the model's own layers go on without
-        unlike = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown'}"
+    unlike = how_unlike(model, change, dtype=dtype, answers=ask, both_ways=True)
     if not unlike:
         return f"{name} answer as without"
     put_back()
@@ -62,8 +58,18 @@ def _liger_lacks(model: Any) -> str:
     # Triton's interpreter works on a CPU: slow, and enough for tests.
     if model.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "they need a GPU"
-    if model.config.model_type not in _liger().MODEL_TYPE_TO_APPLY_LIGER_FN:
-        return f"there are none for {model.config.model_type}"
+    kind = model.config.model_type
+    try:
+        known = _liger().MODEL_TYPE_TO_APPLY_LIGER_FN
+    except Exception as error:  # half a package, or one that does not match transformers
+        return f"{_PACKAGE} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+    if kind not in known:
+        return f"there are none for {kind}"
+    config = model.config.get_text_config()
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    # They ask for no name, and compute the one that the family was made with.
+    if activation not in (_GELU if kind.startswith("gemma") else _SILU):
+        return f"they know no {kind} with {activation}"
     return ""
 
 

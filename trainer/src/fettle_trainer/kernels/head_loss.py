@@ -23,6 +23,12 @@ _BYTES_AT_ONCE = {"cpu": 50 << 20, "cuda": 1 << 30}
 _BYTES_KEPT = {"cpu": 200 << 20, "cuda": 2 << 30}
 
 
+def rooms(device: torch.device) -> tuple[int, int]:
+    """Bytes of logits in fp32 at once, and of their gradients kept in the type of the products."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    return _BYTES_AT_ONCE[kind], _BYTES_KEPT[kind]
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NE: Tensor, targets_N: Tensor, head: Projection, smoothing: float) -> Any:
@@ -74,7 +80,7 @@ def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tup
     size = 1
     if keeps and pieces:
         bytes_of_piece = pieces[0].stop * weight_VE.shape[0] * weight_VE.element_size()
-        size = max(1, _BYTES_KEPT[weight_VE.device.type] // bytes_of_piece)
+        size = max(1, rooms(weight_VE.device)[1] // bytes_of_piece)
     for first in range(0, len(pieces), size):
         some = pieces[first : first + size]
         yield slice(some[0].start, some[-1].stop), some
@@ -82,7 +88,7 @@ def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tup
 
 def _pieces(num_targets: int, weight_VE: Tensor) -> list[slice]:
     """Of equal size but the last."""
-    most = max(32, _BYTES_AT_ONCE[weight_VE.device.type] // (4 * weight_VE.shape[0]))
+    most = max(32, rooms(weight_VE.device)[0] // (4 * weight_VE.shape[0]))
     size = -(-num_targets // max(1, -(-num_targets // most)))
     return [slice(start, min(num_targets, start + size)) for start in range(0, num_targets, max(1, size))]
 

@@ -28,6 +28,7 @@ _SOURCE = Path(__file__).with_name("passes.c")
 _SUMS = "-fno-math-errno -fassociative-math -fno-signed-zeros -fno-trapping-math"
 _FLAGS = f"-O3 -march=native -fopenmp -shared -fPIC {_SUMS}"
 _SECONDS = 60
+_TRITON = "triton"
 
 
 @cache
@@ -116,15 +117,14 @@ def on_gpu(dtype: torch.dtype, device: torch.device) -> Any:
 
 @cache
 def _gpu(device: torch.device) -> Any:
-    """None where Triton is not there, or can compile nothing."""
-    if importlib.util.find_spec("triton") is None:
+    """None where Triton is not there, or cannot compile each of the kernels."""
+    if importlib.util.find_spec(_TRITON) is None:
         return None
-    from . import passes_gpu
-
-    one = torch.ones(1, dtype=torch.bfloat16, device=device)
     try:
-        passes_gpu.swiglu(one, one)
-    except Exception:  # a missing compiler, a driver too old: whatever it is, PyTorch goes on without
+        from . import passes_gpu
+
+        passes_gpu.try_all(device)
+    except Exception:  # half a package, no compiler, an old driver: whatever it is, PyTorch goes on without
         return None
     return passes_gpu
 
@@ -153,7 +153,8 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x in fp32, and once more in bf16. `kept`: x, 1 / rms, weight."""
     x_TE, inverse_T1, weight_E = kept
-    grad_TE, beside = grad_TE.contiguous(), None if beside is None else beside.contiguous()
+    x_TE, grad_TE = x_TE.contiguous(), grad_TE.contiguous()
+    beside = None if beside is None else beside.contiguous()
     out_TE, narrowed_TE = torch.empty_like(x_TE), torch.empty_like(x_TE, dtype=torch.bfloat16)
     tensors = (grad_TE, x_TE, inverse_T1, weight_E, beside, out_TE, narrowed_TE)
     library().rms_norm_backward(*map(_at, tensors), *x_TE.shape)

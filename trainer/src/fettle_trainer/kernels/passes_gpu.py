@@ -85,7 +85,8 @@ def rms_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x in fp32, and once more in bf16. `kept`: x, 1 / rms, weight."""
     x_TE, inverse_T1, weight_E = kept
-    grad_TE, beside = grad_TE.contiguous(), None if beside is None else beside.contiguous()
+    x_TE, grad_TE = x_TE.contiguous(), grad_TE.contiguous()
+    beside = None if beside is None else beside.contiguous()
     out_TE, narrowed_TE = torch.empty_like(x_TE), torch.empty_like(x_TE, dtype=torch.bfloat16)
     tokens, width = x_TE.shape
     block = triton.next_power_of_2(width)
@@ -116,7 +117,14 @@ def rms_norm_weight_gradient(grad_TE: Tensor, x_TE: Tensor, inverse_T1: Tensor) 
     parts = x_TE.new_empty(groups, width)
     block = min(1024, triton.next_power_of_2(width))
     _weight_gradient[(groups, triton.cdiv(width, block))](
-        grad_TE.contiguous(), x_TE, inverse_T1, parts, tokens, width, ROWS=_ROWS_SUMMED, BLOCK=block
+        grad_TE.contiguous(),
+        x_TE.contiguous(),
+        inverse_T1,
+        parts,
+        tokens,
+        width,
+        ROWS=_ROWS_SUMMED,
+        BLOCK=block,
     )
     return parts.sum(dim=0)
 
@@ -314,6 +322,20 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> tu
         logits_NV, targets_N, losses, hits, logits_NV.shape[1], smoothing, BLOCK=_LOGITS_AT_ONCE, num_warps=16
     )
     return losses.sum(), hits.sum()
+
+
+def try_all(device: torch.device) -> None:
+    """Compiles and runs each kernel once, with numbers that nobody reads. Raises what Triton raises."""
+    x_TE, weight_E = torch.ones(2, 32, device=device), torch.ones(32, device=device)
+    short_TE = x_TE.bfloat16()
+    total_TE, y_TE, inverse_T1 = rms_norm(x_TE, weight_E, eps=1e-6, added_TE=short_TE)
+    rms_norm_backward(y_TE, (total_TE, inverse_T1, weight_E), beside=total_TE)
+    rms_norm_weight_gradient(y_TE, total_TE, inverse_T1)
+    swiglu_backward(swiglu(short_TE, short_TE), short_TE, short_TE)
+    tables = (torch.ones_like(short_TE[:, :16]), torch.zeros_like(short_TE[:, :16]))
+    turned = turn(short_TE, tables, width=16, weight_D=weight_E[:16], eps=1e-6)
+    turn_back(turned, tables, torch.empty_like(short_TE), normed=(short_TE, weight_E[:16], 1e-6), sums=True)
+    cross_entropy_(short_TE.clone(), torch.zeros(2, dtype=torch.long, device=device), 0.0)
 
 
 def _warps(block: int) -> int:

@@ -132,7 +132,7 @@ def attend_varlen(
     query, key, value = _turned_heads(qkv, rows, heads, norms=norms)
     run = attention or _varlen()
     options: dict[str, Any] = {}
-    if heads.group > 1 and "enable_gqa" in inspect.signature(run).parameters:
+    if heads.group > 1 and _shares(run):
         options["enable_gqa"] = True
     elif heads.group > 1:
         key, value = (part.repeat_interleave(heads.group, dim=1) for part in (key, value))
@@ -150,6 +150,18 @@ def attend_varlen(
         **options,
     )
     return out.reshape(len(qkv), -1)
+
+
+def shares_keys() -> bool:
+    """Whether queries that share a key read it where it lies: else each key is copied for each of them."""
+    try:
+        return _shares(_varlen())
+    except RuntimeError:
+        return True
+
+
+def _shares(attention: Attention) -> bool:
+    return "enable_gqa" in inspect.signature(attention).parameters
 
 
 def _varlen() -> Attention:
