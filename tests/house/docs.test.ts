@@ -108,6 +108,15 @@ describe("the benchmark's block of docs/performance.md", () => {
     );
   });
 
+  it("keeps what was foreseen of memory apart by the type of products", () => {
+    const memory = { held_out: false, parts: { weights: 1e9 }, predicted_bytes: 1e9, difference: 0.05 };
+    const of = (dtype: string, peak_bytes: number) => ({ ...memory, work: "encoder", dtype, peak_bytes });
+    const one = withBench(saved, { bench: "memory", machine, rows: [of("bfloat16", 1.1e9)] });
+    const text = benchBlock(withBench(one, { bench: "memory", machine, rows: [of("float32", 1.2e9)] }));
+    expect(text).toContain("| encoder | bf16 | weights 1.00 | 1.00 | 1.10 | +5.0 % |");
+    expect(text).toContain("| encoder | fp32 | weights 1.00 | 1.00 | 1.20 | +5.0 % |");
+  });
+
   it("draws the same picture from the same figures", async () => {
     const [first, second] = [await benchPictures(saved), await benchPictures(saved)];
     expect(first).toEqual(second);
