@@ -183,6 +183,7 @@ def test_what_is_foreseen_is_within_a_tenth_of_what_a_gpu_took(
         pad_id=0,
         start_id=0,
         kernels=cast("Any", SimpleNamespace(reads=lambda batch: batch.gather_N)),
+        head=cast("Any", object()),
     )
     path = write_rows(tmp_path / "rows.jsonl", chat_rows(2))
     spec = parse_spec(

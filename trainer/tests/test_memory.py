@@ -26,7 +26,7 @@ from tiny import (
 from torch import Tensor
 from training import write_spec
 
-from fettle_trainer import collate, memory
+from fettle_trainer import collate, memory, models
 from fettle_trainer.collate import Collator
 from fettle_trainer.data import TokenRows
 from fettle_trainer.device import choose_compute
@@ -107,8 +107,19 @@ def held(world: World) -> Iterator[Tensor]:
     for part in kernels._parts if kernels is not None else []:
         for product in getattr(part, "products", []):
             yield product.weight
-    if kernels is not None and kernels.head is not None:
-        yield kernels.head.weight_and_bias()[0]
+    if world.loaded.head is not None:
+        yield world.loaded.head.weight_and_bias()[0]
+
+
+def test_many_logits_of_a_models_own_layers_are_foreseen_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, "chat", "lora", runtime__layers="plain", runtime__dtype="float32")
+    assert world.loaded.kernels is None
+    few = world.predicted().logits
+    monkeypatch.setattr(models, "_MOST_LOGITS", 0)
+    # Themselves, in fp32, their logarithms, and the gradient.
+    assert few == 4 * world.predicted().logits
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

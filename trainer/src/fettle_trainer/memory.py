@@ -237,17 +237,21 @@ def _vocabulary(loaded: Loaded, task: Task) -> int:
 def _learning_logits(loaded: Loaded, work: Work, learnt: int) -> int:
     vocabulary, short = _vocabulary(loaded, work.task), _short(work)
     plain = type(objective_of(work.task)).loss is Objective.loss
-    if loaded.kernels is None or not plain:
+    if not plain or not loaded.in_pieces(learnt):
         # Themselves, in fp32, their logarithms, and the gradient.
         return learnt * vocabulary * (short + 3 * _FLOAT)
-    device = loaded.model.device
-    at_once, most_kept = rooms(device)
+    head = loaded.model.get_output_embeddings()
+    if head is None or not vocabulary:
+        return 0
+    at_once, most_kept = rooms(head.weight)
     piece = min(learnt * vocabulary * _FLOAT, at_once)
     # In fp32 as well, but where one kernel reads and writes them as they are.
-    exact = piece if short != _FLOAT and passes.on_gpu(work.dtype, device) is None else 0
-    head = loaded.model.get_output_embeddings()
-    if head is None or not vocabulary or not head.weight.requires_grad:
+    wide = short != _FLOAT and passes.on_gpu(work.dtype, loaded.model.device) is None
+    exact = piece if wide else 0
+    if not head.weight.requires_grad:
         return exact + piece * short // _FLOAT
-    kept = min(learnt * vocabulary * short, most_kept)
-    made = head.weight.numel() * (short if learnt * vocabulary * short <= kept else short + 2 * _FLOAT)
-    return exact + kept + made
+    all_of_them = learnt * vocabulary * short
+    kept = min(all_of_them, most_kept)
+    # The weight's gradient; of several groups the sum of those before, in fp32, and the first of them.
+    made = short if all_of_them <= kept else 2 * short + (_FLOAT if short != _FLOAT else 0)
+    return exact + kept + made * head.weight.numel()

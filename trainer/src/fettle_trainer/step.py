@@ -64,7 +64,7 @@ class Stepper:
         )
         # The loss is made piece by piece behind the head where both are the plain ones.
         plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
-        self._head = loaded.kernels.head if plain and loaded.kernels else None
+        self._head = loaded.head if plain else None
         # What a frozen base made of the rows of a set, by the set's identity.
         self._features: dict[int, Features] = {}
 
@@ -112,8 +112,7 @@ class Stepper:
 
     def _refresh(self) -> None:
         """Weights change between calls alone."""
-        if self.loaded.kernels is not None:
-            self.loaded.kernels.refresh()
+        self.loaded.refresh()
 
     def _batch(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
         known = self._features.get(id(rows))
@@ -183,7 +182,8 @@ class Stepper:
         return torch.cat(kept)[torch.tensor(order).argsort()]
 
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
-        if self._head is not None and torch.is_grad_enabled():
+        in_pieces = self._head is not None and self.loaded.in_pieces(len(batch.gather_N))
+        if self._head is not None and in_pieces and torch.is_grad_enabled():
             return self._head_loss(self._head, batch, smoothing)
         return self.objective.loss(self.logits(batch), batch, smoothing)
 

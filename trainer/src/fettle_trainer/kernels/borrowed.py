@@ -22,8 +22,8 @@ from ..packing import (
 from ..spec import Family, Layers
 
 _PACKAGE = "liger_kernel"
-# Liger's parts that a model's own blocks are given. Its loss is not asked: logits are made by the model's own
-# head, all at once. Its positions are one function for all models of the process, and stay as they are.
+# Liger's parts that a model's own blocks are given. Its loss is not asked, as ours lies behind the head; its
+# positions are one function for all models of the process, and stay as they are.
 _SILU, _GELU = ("silu", "swish"), ("gelu_pytorch_tanh",)
 _LEFT_OUT = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
 

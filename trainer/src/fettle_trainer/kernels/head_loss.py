@@ -17,16 +17,20 @@ from torch import Tensor
 from . import passes
 from .projection import Projection
 
-# Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little.
+# Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little; of
+# a large vocabulary 50 at once take twice the time of so many.
 _BYTES_AT_ONCE = {"cpu": 50 << 20, "cuda": 1 << 30}
+_ROWS_AT_ONCE = 256
 # Gradients of logits that one product makes into the weight's, in the type of the products.
 _BYTES_KEPT = {"cpu": 200 << 20, "cuda": 2 << 30}
 
 
-def rooms(device: torch.device) -> tuple[int, int]:
-    """Bytes of logits in fp32 at once, and of their gradients kept in the type of the products."""
-    kind = "cpu" if device.type == "cpu" else "cuda"
-    return _BYTES_AT_ONCE[kind], _BYTES_KEPT[kind]
+def rooms(weight_VE: Tensor) -> tuple[int, int]:
+    """Bytes of logits in fp32 at once, and of their gradients kept in the type of the products: at least as
+    many as the weight has in fp32, whose gradient there must be room for anyway."""
+    kind = "cpu" if weight_VE.device.type == "cpu" else "cuda"
+    at_once = max(_BYTES_AT_ONCE[kind], 4 * _ROWS_AT_ONCE * weight_VE.shape[0])
+    return at_once, max(_BYTES_KEPT[kind], 4 * weight_VE.numel())
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -58,7 +62,7 @@ class _HeadLoss(torch.autograd.Function):
                 torch.mm(logits, weight_VE, out=grad_hidden[piece])
             if head.trains_weight:
                 made = torch.mm(short.t(), hidden_NE[group])
-                grad_weight = made if grad_weight is None else made.float() + grad_weight
+                grad_weight = made if grad_weight is None else grad_weight.float().add_(made)
         if grad_weight is None and head.trains_weight:
             grad_weight = torch.zeros_like(weight_VE)  # nothing to learn here, yet the step's gradients begin
         ctx.head = head
@@ -80,7 +84,7 @@ def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tup
     size = 1
     if keeps and pieces:
         bytes_of_piece = pieces[0].stop * weight_VE.shape[0] * weight_VE.element_size()
-        size = max(1, rooms(weight_VE.device)[1] // bytes_of_piece)
+        size = max(1, rooms(weight_VE)[1] // bytes_of_piece)
     for first in range(0, len(pieces), size):
         some = pieces[first : first + size]
         yield slice(some[0].start, some[-1].stop), some
@@ -88,7 +92,7 @@ def _groups(num_targets: int, weight_VE: Tensor, *, keeps: bool) -> Iterator[tup
 
 def _pieces(num_targets: int, weight_VE: Tensor) -> list[slice]:
     """Of equal size but the last."""
-    most = max(32, rooms(weight_VE.device)[0] // (4 * weight_VE.shape[0]))
+    most = rooms(weight_VE)[0] // (4 * weight_VE.shape[0])
     size = -(-num_targets // max(1, -(-num_targets // most)))
     return [slice(start, min(num_targets, start + size)) for start in range(0, num_targets, max(1, size))]
 
