@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import LABELS, make_decoder, make_encoder, make_spec, with_layers, write_rows
 from training import write_spec
 
 PACKAGE = str(Path(__file__).parents[1] / "src")
+needs_prepared_products = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN prepares no products in bf16 on this processor",
+)
 
 
 def run(script: str, *arguments: str) -> list[str]:
@@ -81,6 +86,7 @@ products()
 """
 
 
+@needs_prepared_products
 @pytest.mark.parametrize(("kinds", "before", "prepared"), [(4, "", 16), (32, "", 8), (4, "apart", 8 + 16)])
 def test_as_many_prepared_products_are_kept_as_was_said(kinds: int, before: str, prepared: int) -> None:
     """Each loop makes products of eight sizes; what is made apart is of another process."""
@@ -109,6 +115,7 @@ def test_a_run_keeps_as_many_as_its_rows_ask_for(tmp_path: Path) -> None:
     assert run(TRAINED, str(write_spec(spec))) == str(32 + 4 * 6)
 
 
+@needs_prepared_products
 @pytest.mark.parametrize("family", ["decoder", "encoder"])
 def test_layers_share_what_is_prepared(tmp_path: Path, family: str) -> None:
     """Rows of 16 lengths in each step: with too few kept, each of 4 layers would prepare its own anew."""
