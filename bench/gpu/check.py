@@ -81,7 +81,6 @@ def gradients(device: str) -> dict[str, Any]:
             pad_id=0,
             start_id=0,
             kernels=kernels,
-            head=kernels.head,
         )
         stepper = Stepper(loaded, "chat", dtype=torch.bfloat16)
         stepper.train_step(flat, [[0, 1, 2], [3]], lambda _: None)

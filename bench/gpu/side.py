@@ -96,7 +96,6 @@ def run_ours(work: Work, device: str, clock: Clock) -> dict[str, Any]:
         pad_id=0,
         start_id=0,
         kernels=kernels,
-        head=kernels and kernels.head,
         layers=reason,
     )
     loaded.set_training()

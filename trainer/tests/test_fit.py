@@ -182,8 +182,7 @@ def test_what_is_foreseen_is_within_a_tenth_of_what_a_gpu_took(
         max_length=work.most,
         pad_id=0,
         start_id=0,
-        kernels=cast("Any", SimpleNamespace(reads=lambda batch: batch.gather_N)),
-        head=cast("Any", object()),
+        kernels=cast("Any", SimpleNamespace(reads=lambda batch: batch.gather_N, head=object())),
     )
     path = write_rows(tmp_path / "rows.jsonl", chat_rows(2))
     spec = parse_spec(
@@ -204,7 +203,8 @@ def test_what_is_foreseen_is_within_a_tenth_of_what_a_gpu_took(
     measured = max(
         one["peak_bytes"] for one in report["runs"] if one["work"] == name and one["side"] == "ours"
     )
-    assert foreseen.weights + foreseen.of_steps == pytest.approx(measured, rel=0.1)
+    near = 0.05 if measured_in == "gpu-alone.json" else 0.1
+    assert foreseen.weights + foreseen.of_steps == pytest.approx(measured, rel=near)
     twice = predict(loaded, made, RunRows(tokens, none_held_out), process_bytes=0, keeps="inputs")
     assert twice.of_steps < 0.4 * foreseen.of_steps
     offloaded = predict(loaded, made, RunRows(tokens, none_held_out), process_bytes=0, keeps="nothing")

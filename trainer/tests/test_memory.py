@@ -107,8 +107,8 @@ def held(world: World) -> Iterator[Tensor]:
     for part in kernels._parts if kernels is not None else []:
         for product in getattr(part, "products", []):
             yield product.weight
-    if world.loaded.head is not None:
-        yield world.loaded.head.weight_and_bias()[0]
+    if kernels is not None and kernels.head is not None:
+        yield kernels.head.weight_and_bias()[0]
 
 
 def test_many_logits_of_a_models_own_layers_are_foreseen_in_pieces(

@@ -16,8 +16,7 @@ from .ia3 import Ia3Settings, ia3_settings
 from .kernels import Kernels
 from .kernels import enable as enable_kernels
 from .kernels.borrowed import lend
-from .kernels.own_head import own_head
-from .kernels.projection import Projection
+from .kernels.plain_head import logits_are_the_heads
 from .light_start import prepare_transformers
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
@@ -61,8 +60,8 @@ _DROPOUT_KEYS = (
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """`head_modules`: the parts new for this task. `packed`: rows may be laid end to end. `kernels`: what
-    stands in for the model's own layers, and in `layers` why, or why not. `head`: what the loss is made right
-    behind; None where logits have to exist. `adapter` None: the model itself
+    stands in for the model's own layers, and in `layers` why, or why not. `plain_head`: that the logits of a
+    model with its own layers are what its head gives, and nothing else. `adapter` None: the model itself
     is trained. `max_length`: the row bound, lowered to what the model can take. `pooling`: how vectors are
     made of tokens, where the task wants vectors."""
 
@@ -76,7 +75,7 @@ class Loaded:
     pad_id: int
     start_id: int
     kernels: Kernels | None = None
-    head: Projection | None = None
+    plain_head: bool = False
     layers: str = ""
     pooling: str = "mean"
 
@@ -86,18 +85,11 @@ class Loaded:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def in_pieces(self, learnt: int) -> bool:
-        """Whether the loss over so many positions is made behind the head. Few logits of a model's own layers
-        are made all at once, which is up to 5 % faster."""
-        if self.head is None:
-            return False
-        return self.kernels is not None or learnt * self.head.sizes[0] * 4 > _MOST_LOGITS
-
-    def refresh(self) -> None:
-        """To be called when weights have changed, before the next forward pass: gradients begin anew."""
+        """Whether the loss over so many positions is made behind the head, piece by piece. Few logits of a
+        model's own layers are made all at once, which is a little faster."""
         if self.kernels is not None:
-            self.kernels.refresh()
-        elif self.head is not None:
-            self.head.refresh()
+            return self.kernels.head is not None
+        return self.plain_head and 4 * learnt * len(self.model.get_output_embeddings().weight) > _MOST_LOGITS
 
     def set_training(self) -> None:
         """Dropout on, except in a frozen base: a head then learns from steady features."""
@@ -167,11 +159,8 @@ def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False, aske
     if kernels is None and not sharded:
         lent = lend(model, dtype, asked=asked, family=loaded.family, packed=packed)
         layers = f"{layers}; {lent}" if lent else layers
-    if kernels is not None:
-        head = kernels.head
-    else:
-        head = None if sharded else own_head(model, dtype, family=loaded.family)
-    return replace(loaded, packed=packed, kernels=kernels, head=head, layers=layers)
+    plain_head = kernels is None and not sharded and logits_are_the_heads(model, loaded.family)
+    return replace(loaded, packed=packed, kernels=kernels, plain_head=plain_head, layers=layers)
 
 
 def load_model(

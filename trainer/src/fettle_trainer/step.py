@@ -62,9 +62,11 @@ class Stepper:
         self.collate = Collator(
             task, loaded.packed, loaded.pad_id, loaded.start_id, fills=loaded.kernels is not None
         )
-        # The loss is made piece by piece behind the head where both are the plain ones.
-        plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
-        self._head = loaded.head if plain else None
+        self._plain = type(self.objective).loss is Objective.loss and self.objective.reads == "vocabulary"
+        # Of a model with its own layers; made when it is first needed.
+        self._own_head: Projection | None = None
+        # What the loss of the step at hand is made behind, piece by piece.
+        self._head: Projection | None = None
         # What a frozen base made of the rows of a set, by the set's identity.
         self._features: dict[int, Features] = {}
 
@@ -84,6 +86,7 @@ class Stepper:
         num_losses = sum(self.objective.num_losses(batch) for batch in batches)
         num_answers = sum(self.objective.num_answers(batch) for batch in batches)
         num_tokens = sum(batch.num_tokens for batch in batches)
+        self._head = self._head_of(batches)
         if self.objective.joint:
             total, correct = self._joint(batches, num_losses, begin)
             return total / num_losses, correct / num_answers, num_tokens
@@ -112,7 +115,19 @@ class Stepper:
 
     def _refresh(self) -> None:
         """Weights change between calls alone."""
-        self.loaded.refresh()
+        if self.loaded.kernels is not None:
+            self.loaded.kernels.refresh()
+
+    def _head_of(self, batches: Sequence[Batch]) -> Projection | None:
+        """For all of a step alike: the first gradient made behind a head replaces what its weight has."""
+        if not self._plain or not any(self.loaded.in_pieces(len(batch.gather_N)) for batch in batches):
+            return None
+        if self.loaded.kernels is not None:
+            return self.loaded.kernels.head
+        if self._own_head is None:
+            self._own_head = Projection([self._model.get_output_embeddings()], self.dtype)
+        self._own_head.refresh()
+        return self._own_head
 
     def _batch(self, rows: TokenRows, chosen: Sequence[int]) -> Batch:
         known = self._features.get(id(rows))
@@ -182,8 +197,7 @@ class Stepper:
         return torch.cat(kept)[torch.tensor(order).argsort()]
 
     def loss(self, batch: Batch, smoothing: float) -> LossSum:
-        in_pieces = self._head is not None and self.loaded.in_pieces(len(batch.gather_N))
-        if self._head is not None and in_pieces and torch.is_grad_enabled():
+        if self._head is not None and torch.is_grad_enabled():
             return self._head_loss(self._head, batch, smoothing)
         return self.objective.loss(self.logits(batch), batch, smoothing)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from . import passes
 from .projection import Projection
 
-# Logits of one piece, in fp32. Fewer rows at a time make the products slower, more cost memory for little; of
-# a large vocabulary 50 at once take twice the time of so many.
+# Logits of one piece, in fp32, but at least so many rows. Fewer at a time make the products slower, more cost
+# memory for little.
 _BYTES_AT_ONCE = {"cpu": 50 << 20, "cuda": 1 << 30}
 _ROWS_AT_ONCE = 256
 # Gradients of logits that one product makes into the weight's, in the type of the products.

@@ -96,9 +96,9 @@ def _compiled(path: Path) -> bool:
     return True
 
 
-def fits(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether it is passed over here: on a CPU, in bf16, or `dtype` is what a stream in fp32 is made into."""
-    return is_used(dtype or tensor.dtype, tensor.device)
+def fits(tensor: Tensor) -> bool:
+    """Whether it is passed over here: on a CPU, in bf16."""
+    return is_used(tensor.dtype, tensor.device)
 
 
 def is_used(dtype: torch.dtype, device: torch.device) -> bool:

@@ -10,20 +10,18 @@ from torch import Tensor
 
 from ..packing import segments
 from ..spec import Family
-from .projection import Projection, has_plain_head
+from .projection import has_plain_head
 
 _TOKENS = 3
 # Large enough that a cap, a scale or a bias behind the head shows.
 _SIZE = 50.0
 
 
-def own_head(model: Any, dtype: torch.dtype, *, family: Family) -> Projection | None:
-    """None where a model has no such head, or does more to logits than its head does: caps, scales, adds.
-    `dtype`: of the products."""
-    head = model.get_output_embeddings()
-    if family == "encoder" or head is None or not has_plain_head(model):
-        return None
-    return Projection([head], dtype) if _comes_out_as_it_is(model, family) else None
+def logits_are_the_heads(model: Any, family: Family) -> bool:
+    """False where a model has no such head, or does more to logits than its head does: caps, scales, adds."""
+    if family == "encoder" or model.get_output_embeddings() is None or not has_plain_head(model):
+        return False
+    return _comes_out_as_it_is(model, family)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from test_step import CPU, gradients, prepared
 from fettle_trainer import models
 from fettle_trainer.data import TokenRows
 from fettle_trainer.device import Compute
-from fettle_trainer.kernels.own_head import own_head
+from fettle_trainer.kernels.plain_head import logits_are_the_heads
 from fettle_trainer.models import Loaded
 from fettle_trainer.step import Stepper
 
@@ -29,7 +29,7 @@ def own(folder: Path, kind: str, method: str = "full") -> tuple[Loaded, TokenRow
 
 
 def without(stepper: Stepper) -> Stepper:
-    stepper._head = None
+    stepper._plain = False
     return stepper
 
 
@@ -38,8 +38,8 @@ def without(stepper: Stepper) -> Stepper:
 def test_gradients_are_those_of_all_logits_at_once(tmp_path: Path, kind: str, method: str) -> None:
     loaded, rows, stepper = own(tmp_path, kind, method)
     assert loaded.kernels is None
-    assert stepper._head is not None
     found = gradients(stepper, rows, MICRO)
+    assert stepper._head is not None
     again = gradients(stepper, rows, MICRO)
     _, _, plain = own(tmp_path, kind, method)
     expected = gradients(without(plain), rows, MICRO)
@@ -91,23 +91,34 @@ def test_what_does_more_to_logits_keeps_its_own_way(tmp_path: Path, more: Any) -
         output.logits = more(output.logits)
         return output
 
-    assert own_head(model, torch.float32, family="decoder") is not None
+    assert logits_are_the_heads(model, "decoder")
     model.forward = forward
-    assert own_head(model, torch.float32, family="decoder") is None
+    assert not logits_are_the_heads(model, "decoder")
 
 
 @pytest.mark.parametrize("kind", ["bert", "bart"])
 def test_there_is_none_for_classes_or_where_a_bias_is_added_behind(tmp_path: Path, kind: str) -> None:
-    loaded, _, stepper = prepared(tmp_path, kind)
-    assert loaded.head is None
+    loaded, rows, stepper = prepared(tmp_path, kind)
+    assert not loaded.plain_head
+    gradients(stepper, rows, MICRO)
     assert stepper._head is None
 
 
-def test_few_logits_are_made_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, _, _ = own(tmp_path, "gpt2")
-    assert loaded.head is not None
-    size = 4 * loaded.head.sizes[0]
-    monkeypatch.setattr(models, "_MOST_LOGITS", 10 * size)
-    assert [loaded.in_pieces(learnt) for learnt in (10, 11)] == [False, True]
+@pytest.mark.parametrize("kind", OWN)
+def test_a_step_of_few_and_many_logits_is_of_one_kind(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last micro-batch alone has many: what the others gave the head's weight stays."""
+    loaded, rows, stepper = own(tmp_path, kind)
+    micro = [[5], [3], [0, 1, 2, 4]]
+    learnt = [len(stepper.collate(rows, chosen).gather_N) for chosen in micro]
+    assert max(learnt[:2]) < learnt[2]
+    size = 4 * len(loaded.model.get_output_embeddings().weight)
+    monkeypatch.setattr(models, "_MOST_LOGITS", size * (learnt[2] - 1))
+    assert [loaded.in_pieces(one) for one in learnt] == [False, False, True]
+    found = gradients(stepper, rows, micro)
+    _, _, plain = own(tmp_path, kind)
+    for name, expected in gradients(without(plain), rows, micro).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
     fused, _, _ = prepared(tmp_path, "qwen3")
     assert fused.in_pieces(1)
