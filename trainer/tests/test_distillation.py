@@ -222,6 +222,15 @@ def test_the_teacher_is_asked_in_its_own_words(folder: Path, tmp_path: Path, kin
     assert torch.equal(answers, again)
 
 
+def test_the_teachers_layers_are_those_that_were_asked_for(folder: Path, tmp_path: Path) -> None:
+    spec = spec_of(folder, tmp_path / "out")
+    spec |= {"teacher": taught_by(tuned(folder, "teacher-bert", kind="bert", method="full"))}
+    spec["runtime"] = spec["runtime"] | {"layers": "plain"}
+    answers_of(spec)
+    said = [event["message"] for event in of_type(events_of(spec), "log")]
+    assert any("answers 24 rows; its own layers, as runtime.layers is 'plain'" in one for one in said), said
+
+
 def test_labels_in_another_order_are_the_same_labels(folder: Path, tmp_path: Path) -> None:
     mixed = ["other", "billing", "login"]
     made = tuned(folder, "teacher-mixed", data__labels=mixed)

@@ -248,13 +248,17 @@ def test_checkpoints_of_another_run_are_refused_with_the_difference(
     assert "output_dir of its own" in events[-1]["hint"]
 
 
+def copy_all(spec: dict[str, Any], folder: Path) -> None:
+    """A run with its model and rows."""
+    for path in Path(spec["output_dir"]).parent.iterdir():
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+        copy(path, folder / path.name)
+
+
 def test_a_run_moved_to_another_folder_with_its_model_and_rows_goes_on(
     straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    origin = Path(straight["output_dir"]).parent
-    for path in origin.iterdir():
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, tmp_path / path.name)
+    copy_all(straight, tmp_path)
     moved = make(tmp_path, "straight", runtime__num_threads=2, attempt=2)
     code, events = train(moved)
     assert code == 0, events[-1]
@@ -265,10 +269,7 @@ def test_a_run_moved_to_another_folder_with_its_model_and_rows_goes_on(
 def test_layers_that_are_computed_otherwise_from_a_checkpoint_on_are_told(
     straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    origin = Path(straight["output_dir"]).parent
-    for path in origin.iterdir():
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, tmp_path / path.name)
+    copy_all(straight, tmp_path)
     warned = {}
     for layers in ("auto", "plain"):
         spec = make(tmp_path, "straight", runtime__layers=layers)
