@@ -22,8 +22,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from fettle_trainer.checksums import tokenizer_sha256
 from fettle_trainer.collate import epoch_windows
-from fettle_trainer.data import Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from fettle_trainer.data import Tokeniser, TokenRows, load_dataset
 from fettle_trainer.fetch import fetch
 from fettle_trainer.prompt import PromptEncoder
 from rows import RowLengths, chat_rows, classification_rows, embedding_rows, pair_rows, whole_words

@@ -1,4 +1,5 @@
-"""``ready.py RESULT.json SPEC.json``: our trainer when one was already waiting, as the server keeps one.
+"""``ready.py RESULT.json SPEC.json``: our trainer when one was already waiting, as the server keeps one after
+a run of the same base model.
 
 Writes started_at, the moment the run was handed over, and how long the trainer had waited by then.
 """
@@ -16,7 +17,7 @@ _MOST_SECONDS = 120
 _AS_DESCRIPTOR_3 = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.execv(sys.executable, [sys.executable, "-m", "fettle_trainer", "wait"])
+os.execv(sys.executable, [sys.executable, "-m", "fettle_trainer", "wait", "--base", sys.argv[2]])
 """
 
 
@@ -39,7 +40,8 @@ def processor_ticks(group: int) -> int:
 def main() -> None:
     spec = Path(sys.argv[2]).resolve()
     asked, gate = os.pipe()
-    command = [sys.executable, "-c", _AS_DESCRIPTOR_3, str(asked)]
+    base = json.loads(spec.read_bytes())["base_model"]["path"]
+    command = [sys.executable, "-c", _AS_DESCRIPTOR_3, str(asked), base]
     began = time.monotonic()
     trainer = subprocess.Popen(command, pass_fds=(asked,), stdout=sys.stderr, process_group=0)
     os.close(asked)

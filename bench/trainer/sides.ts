@@ -48,7 +48,11 @@ async function measuredBy(ruler: string, setting: Setting, command: string[]): P
   return found;
 }
 
-function specOf({ work, folder, numThreads, seed, dtype = "auto" }: Setting, output: string): TrainSpec {
+function specOf(
+  { work, folder, numThreads, seed, dtype = "auto" }: Setting,
+  output: string,
+  sharedCache: string | undefined,
+): TrainSpec {
   const rows = join(folder, "rows.jsonl");
   return trainSpecSchema.parse({
     version: 1,
@@ -80,6 +84,7 @@ function specOf({ work, folder, numThreads, seed, dtype = "auto" }: Setting, out
       checkpoint_steps: 0,
       keep_checkpoints: 1,
       heartbeat_seconds: 5,
+      ...(sharedCache === undefined ? {} : { cache_dir: sharedCache }),
     },
   });
 }
@@ -90,12 +95,12 @@ export function readEvents(path: string): TrainerEvent[] {
 }
 
 /** The spec of a run into an empty folder `ours`. */
-function writeSpec(setting: Setting): { spec: string; output: string } {
+function writeSpec(setting: Setting, sharedCache?: string): { spec: string; output: string } {
   const output = join(setting.folder, "ours");
   rmSync(output, { recursive: true, force: true });
   mkdirSync(output, { recursive: true });
   const spec = join(output, "spec.json");
-  writeFileSync(spec, JSON.stringify(specOf(setting, output)));
+  writeFileSync(spec, JSON.stringify(specOf(setting, output, sharedCache)));
   return { spec, output };
 }
 
@@ -116,10 +121,11 @@ export async function profileOurs(setting: Setting): Promise<StepProfile> {
 
 /**
  * Our trainer, started as the server starts it; nothing is told to it that a user's run would not be told. `warm`: the
- * run is handed to one that was already waiting, and time counts from there.
+ * run is handed to one that was already waiting, and time counts from there; what the runs of a project share is kept
+ * from one warm run to the next.
  */
 export async function runOurs(setting: Setting, start: "cold" | "warm" = "cold"): Promise<RunRecord> {
-  const { spec, output } = writeSpec(setting);
+  const { spec, output } = writeSpec(setting, start === "warm" ? join(setting.folder, "shared") : undefined);
   const found =
     start === "warm"
       ? await measuredBy(ready, setting, [spec])

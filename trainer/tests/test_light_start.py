@@ -149,3 +149,20 @@ def test_layers_share_what_is_prepared(tmp_path: Path, family: str) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         prepared.append(done.stdout.count("create:cache_miss"))
     assert prepared[0] < 1.3 * prepared[1]
+
+
+COLLECTED = """
+import gc
+from fettle_trainer.light_start import collect_from_here, put_off_collection
+collect_from_here()
+assert gc.isenabled() and gc.get_freeze_count() == 0, "a process of somebody else stays as it is"
+put_off_collection()
+assert not gc.isenabled()
+import json.tool
+collect_from_here()
+print(int(gc.isenabled() and gc.get_freeze_count() > 1000))
+"""
+
+
+def test_what_is_loaded_is_not_looked_at_by_the_collector_again() -> None:
+    assert run(COLLECTED) == 1

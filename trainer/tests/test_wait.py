@@ -14,7 +14,7 @@ import torch
 from tiny import chat_rows, make_decoder, make_spec, write_rows
 from training import events_of, of_type, train, write_spec
 
-from fettle_trainer import verifier
+from fettle_trainer import models, verifier
 
 PACKAGE = str(Path(__file__).parents[1] / "src")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
@@ -23,14 +23,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
 AS_DESCRIPTOR_3 = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
-os.execv(sys.executable, [sys.executable, "-m", "fettle_trainer", "wait"])
+os.execv(sys.executable, [sys.executable, "-m", "fettle_trainer", "wait", *sys.argv[2:]])
 """
 
 
-def waiting() -> tuple[subprocess.Popen[bytes], int]:
-    """The process and the end of the pipe that its run is written to."""
+def waiting(*more: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The process and the end of the pipe that its run is written to. `more`: of its command line."""
     asked, gate = os.pipe()
-    command = [sys.executable, "-c", AS_DESCRIPTOR_3, str(asked)]
+    command = [sys.executable, "-c", AS_DESCRIPTOR_3, str(asked), *more]
     process = subprocess.Popen(command, env=ENVIRONMENT, pass_fds=(asked,))
     os.close(asked)
     return process, gate
@@ -44,9 +44,11 @@ def spec_in(folder: Path, output: str) -> dict[str, Any]:
     return make_spec(folder / "model", folder / "rows.jsonl", folder / output)
 
 
-def test_a_waiting_trainer_gives_the_bits_of_a_cold_one(tmp_path: Path) -> None:
-    ready, gate = waiting()
+# Told the base that comes; told nothing; told one that is gone meanwhile.
+@pytest.mark.parametrize("told", [["model"], [], ["gone"]])
+def test_a_waiting_trainer_gives_the_bits_of_a_cold_one(tmp_path: Path, told: list[str]) -> None:
     cold, warm = spec_in(tmp_path, "cold"), spec_in(tmp_path, "warm")
+    ready, gate = waiting(*(part for name in told for part in ("--base", str(tmp_path / name))))
     command = [sys.executable, "-m", "fettle_trainer", "train", str(write_spec(cold))]
     beside = subprocess.Popen(command, env=ENVIRONMENT)
     line = {"spec": str(write_spec(warm)), "log": str(tmp_path / "warm" / "stderr.log")}
@@ -90,6 +92,19 @@ assert len(known) == 1
 
 def test_its_own_first_product_is_the_runs() -> None:
     assert subprocess.run([sys.executable, "-c", MEASURED_BY], env=ENVIRONMENT).returncode == 0
+
+
+def test_the_tokenizer_of_the_base_it_was_told_is_taken_while_its_files_are_the_same(tmp_path: Path) -> None:
+    base = make_decoder(tmp_path / "model")
+    models.prepare_prompts(base)
+    (prepared,) = models._prepared.values()
+    assert models.load_prompts(base) is prepared
+    assert models.load_prompts(base) is not prepared, "whoever takes it may set it up in its own way"
+
+    models.prepare_prompts(base)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    assert models.load_prompts(base).raw.chat_template == "{{ messages }}"
+    models._prepared.clear()
 
 
 @pytest.fixture

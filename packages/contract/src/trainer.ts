@@ -133,7 +133,9 @@ export const trainSpecSchema = z.strictObject({
       .max(4096)
       .nullable()
       .optional()
-      .describe("tokenised rows, for the runs of one project; left out or null: cache/ in output_dir"),
+      .describe(
+        "tokenised rows, and which layers were compared, for the runs of one project; left out or null: cache/ in output_dir",
+      ),
   }),
 });
 export type TrainSpec = z.infer<typeof trainSpecSchema>;

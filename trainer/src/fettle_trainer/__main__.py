@@ -1,7 +1,7 @@
 """Command line of the data plane. Each command loads only what it needs.
 
 python -m fettle_trainer train SPEC.json      train; events go to <output_dir>/events.jsonl
-python -m fettle_trainer wait                 be ready for a run, which comes on descriptor 3
+python -m fettle_trainer wait [--base B]      be ready for a run, which comes on descriptor 3
 python -m fettle_trainer merge --base B --adapter A --out O
 python -m fettle_trainer checkpoint --run R --step N --base B [--adapter A] --out O
 python -m fettle_trainer export --source S --base B --format F --out O   (--help lists the rest)
@@ -19,13 +19,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .light_start import bound_product_caches, hide_unused_packages, prepare_transformers
+from .light_start import (
+    bound_product_caches,
+    collect_from_here,
+    hide_unused_packages,
+    prepare_transformers,
+    put_off_collection,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None and given[:1] != ["fetch"]:
         hide_unused_packages()
+        if given[:1] in (["train"], ["wait"], ["serve"]):
+            put_off_collection()
         # These two learn from their spec how many products to keep.
         if given[:1] not in (["train"], ["wait"]):
             bound_product_caches()
@@ -34,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_transformers()
         from .serve import main as serve
 
+        collect_from_here()
         return serve(given[1:])
     if given[:1] == ["fetch"]:
         from .fetch import main as fetch
@@ -47,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "wait":
         from .wait import wait_command
 
-        return wait_command()
+        return wait_command(options.base)
     if options.command == "tune":
         from .tune import tune_command
 
@@ -145,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train what a spec says")
     train.add_argument("spec", type=Path)
-    commands.add_parser("wait", help="be ready for a run, which comes on descriptor 3")
+    wait = commands.add_parser("wait", help="be ready for a run, which comes on descriptor 3")
+    wait.add_argument("--base", type=Path, help="folder of the model it is likely to begin from")
     merge = commands.add_parser("merge", help="fold an adapter into its base model")
     merge.add_argument("--base", type=Path, required=True)
     merge.add_argument("--adapter", type=Path, required=True)

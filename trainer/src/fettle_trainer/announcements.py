@@ -15,16 +15,17 @@ from .step import StepResult
 _MOST_TOLD = 8
 
 
-def tell_model(log: EventLog, loaded: Loaded, asked_length: int) -> None:
+def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared_before: bool) -> None:
     trainable = sum(parameter.numel() for parameter in loaded.trainable().values())
     small = list(four_bit_layers(loaded.model))
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
     total += sum(layer.shape.numel() for layer in small)
     whole = loaded.packed or loaded.kernels is not None
     how = "laid end to end, without padding" if whole else "padded within batches of like length"
+    before = ", as an earlier run of these weights found" if compared_before else ""
     log.log(
         "info",
-        f"{trainable:,} of {total:,} weights are trained; rows are {how}; {loaded.layers}.",
+        f"{trainable:,} of {total:,} weights are trained; rows are {how}; {loaded.layers}{before}.",
         trainable=trainable,
         total=total,
         packed=loaded.packed,

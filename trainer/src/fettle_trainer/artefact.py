@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import adapter_kinds
 from .adapters import keep_in_four_bits
-from .data import TokenRows, file_sha256
+from .checksums import file_sha256
+from .data import TokenRows
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
 from .model_folder import check_adapter_folder, check_model_folder

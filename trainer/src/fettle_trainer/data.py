@@ -14,6 +14,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from .checksums import CODE_SHA256, file_sha256
 from .failure import TrainFailure
 from .messages import PromptError
 from .prompt import PromptEncoder
@@ -153,8 +154,9 @@ class Tokeniser:
 
     def key(self, content_sha256: str, tokenizer_sha256: str) -> str:
         """Name of the cache: changes with anything that changes an id."""
-        parts = [_RULES, self.task, self.max_length, self.labels, content_sha256, tokenizer_sha256]
-        parts.append(self.prompts.template_hash())
+        # Tokens outlive an upgrade.
+        parts = [CODE_SHA256, tokenizers.__version__, self.task, self.max_length, self.labels]
+        parts += [content_sha256, tokenizer_sha256, self.prompts.template_hash()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -236,33 +238,3 @@ def _broken_line(path: Path, number: int, why: str) -> TrainFailure:
 
 def _starts(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.long).cumsum(0)
-
-
-def file_sha256(*paths: Path) -> str:
-    """Of their bytes, one file after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """Of every file a tokenizer is made from."""
-    digest = hashlib.sha256()
-    kinds = (".json", ".txt", ".model", ".jinja", ".spm")
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in kinds and "index" not in path.name:
-            digest.update(path.name.encode() + b"\0" + file_sha256(path).encode())
-    return digest.hexdigest()
-
-
-def _rules() -> str:
-    """SHA-256 of the code that turns rows into ids."""
-    package = Path(__file__).parent
-    told = [f"{path.name} {file_sha256(path)}" for path in sorted(package.glob("**/*.py"))]
-    return hashlib.sha256("\n".join([tokenizers.__version__, *told]).encode()).hexdigest()
-
-
-# Tokens outlive an upgrade. Read as the code is loaded: a process that waited through one has the old rules.
-_RULES = _rules()

@@ -3,13 +3,13 @@ resume of anything else is refused with the difference."""
 
 import hashlib
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from .data import file_sha256, tokenizer_sha256
+from .checksums import file_sha256, tokenizer_sha256, weights_checksum
 from .failure import TrainFailure
 from .spec import TrainSpec
 
@@ -18,7 +18,16 @@ Identity = dict[str, Any]
 # Where and on what a run goes on: another folder, another number of threads or ranks gives the same model.
 _INDIFFERENT = ("attempt", "output_dir", "runtime", "run_id", "data", "base_model", "teacher")
 _MOST_TOLD = 6
-_PIECE = 1 << 20
+
+
+def base_checksum(folder: Path) -> str:
+    """Of a base model's weights."""
+    return weights_checksum(folder, ("config.json", "*.safetensors"))
+
+
+def weights_of(identity: Identity) -> str:
+    """A name of the weights that a run begins from."""
+    return f"{identity['base_model.weights']} {identity['base_model.adapter']}"
 
 
 def identity_of(spec: TrainSpec) -> Identity:
@@ -42,19 +51,28 @@ def identity_of(spec: TrainSpec) -> Identity:
     decisive["base_model"] = {
         "name": base.name,
         "family": base.family,
-        "weights": _checksum(folder, ("config.json", "*.safetensors")),
+        "weights": base_checksum(folder),
         "tokenizer": tokenizer_sha256(folder) if folder.is_dir() else None,
-        "adapter": base.adapter_path and _checksum(Path(base.adapter_path), ("adapter_*",)),
+        "adapter": base.adapter_path and weights_checksum(Path(base.adapter_path), ("adapter_*",)),
     }
     if spec.teacher is not None:
         taught_by, own = Path(spec.teacher.path), spec.teacher.adapter_path
         decisive["teacher"] = {
-            "weights": _checksum(taught_by, ("config.json", "fettle.json", "*.safetensors")),
+            "weights": weights_checksum(taught_by, ("config.json", "fettle.json", "*.safetensors")),
             "tokenizer": tokenizer_sha256(taught_by) if taught_by.is_dir() else None,
-            "adapter": own and _checksum(Path(own), ("adapter_*", "fettle.json")),
+            "adapter": own and weights_checksum(Path(own), ("adapter_*", "fettle.json")),
         }
     # Through JSON and back: what a checkpoint gives is compared with it.
     return cast("Identity", json.loads(json.dumps(dict(_flat(decisive, "")))))
+
+
+def begin_identity(spec: TrainSpec) -> Callable[[], Identity]:
+    """`identity_of`, found in a thread: checksums leave Python's lock to whoever loads beside them. What it
+    raises is raised where it is asked for."""
+    pool = ThreadPoolExecutor(1, "identity")
+    found = pool.submit(identity_of, spec)
+    pool.shutdown(wait=False)
+    return found.result
 
 
 def fingerprint_of(identity: Identity) -> str:
@@ -92,16 +110,3 @@ def _shown(value: Any) -> str:
         return f"SHA-256 {value[:8]}…"
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _checksum(folder: Path, patterns: Sequence[str]) -> str:
-    """Of names, sizes and CRC-32: a fetch that brought another revision is meant, not an attacker, and
-    gigabytes of weights are read as fast as they come."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        crc = 0
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                crc = zlib.crc32(piece, crc)
-        digest.update(f"{path.name}\0{path.stat().st_size}\0{crc}\n".encode())
-    return digest.hexdigest()

@@ -9,6 +9,8 @@ from torch import nn
 
 from .adapter_kinds import ADAPTER_METHODS, Settings, attach, load, merge, method_of, read_adapter
 from .adapters import LoraSettings, keep_in_four_bits
+from .checksums import tokenizer_sha256
+from .compared import ANEW, Compared
 from .device import Compute, seed_everything
 from .failure import TrainFailure
 from .freeze import train_heads, train_last_layers
@@ -55,6 +57,9 @@ _DROPOUT_KEYS = (
     "attn_pdrop",
     "summary_first_dropout",
 )
+
+# By the checksum of the files they are made from.
+_prepared: dict[str, PromptEncoder] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +110,11 @@ class Loaded:
             base.eval()
 
 
-def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = False) -> Loaded:
-    """Model with its trainable part thawed. `sharded`: its weights are to be split over ranks. Raises
-    TrainFailure."""
+def load_for_training(
+    spec: TrainSpec, compute: Compute, *, sharded: bool = False, compared: Compared = ANEW
+) -> Loaded:
+    """Model with its trainable part thawed. `sharded`: its weights are to be split over ranks. `compared`:
+    what need not be compared again. Raises TrainFailure."""
     folder = Path(spec.base_model.path)
     check_model_folder(folder)
     # A new head is drawn from this seed, whatever happened in this process before.
@@ -141,10 +148,18 @@ def load_for_training(spec: TrainSpec, compute: Compute, *, sharded: bool = Fals
         start_id=start_id(model, prompts, pad_id),
         pooling=pooling_of(folder, spec.task),
     )
-    return quickened(loaded, compute.dtype, sharded=sharded, asked=spec.runtime.layers or "auto")
+    asked = spec.runtime.layers or "auto"
+    return quickened(loaded, compute.dtype, sharded=sharded, asked=asked, compared=compared)
 
 
-def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False, asked: Layers = "auto") -> Loaded:
+def quickened(
+    loaded: Loaded,
+    dtype: torch.dtype,
+    *,
+    sharded: bool = False,
+    asked: Layers = "auto",
+    compared: Compared = ANEW,
+) -> Loaded:
     """With rows laid end to end and layers rewritten for speed, where these answer as the model's own do.
     `dtype`: of the products. `asked`: which layers."""
     model, adapter = loaded.model, loaded.adapter
@@ -153,9 +168,9 @@ def quickened(loaded: Loaded, dtype: torch.dtype, *, sharded: bool = False, aske
     if asked != "auto":
         layers = layers or f"its own layers, as runtime.layers is {asked!r}"
     if not layers:
-        kernels, layers = enable_kernels(model, dtype)
+        kernels, layers = enable_kernels(model, dtype, compared)
     may_pack = loaded.family == "decoder" and not isinstance(adapter, VirtualSettings)
-    packed = may_pack and (kernels is not None or enable_packing(model, dtype))
+    packed = may_pack and (kernels is not None or enable_packing(model, dtype, compared))
     if kernels is None and not sharded:
         lent = lend(model, dtype, asked=asked, family=loaded.family, packed=packed)
         layers = f"{layers}; {lent}" if lent else layers
@@ -242,7 +257,16 @@ def _transformers() -> Any:
     return library
 
 
+def prepare_prompts(folder: Path) -> None:
+    """Beforehand, for a process that waits: the next `load_prompts` of the same files takes them."""
+    name = tokenizer_sha256(folder)
+    _prepared[name] = load_prompts(folder)
+
+
 def load_prompts(folder: Path) -> PromptEncoder:
+    prepared = _prepared.pop(tokenizer_sha256(folder), None) if _prepared else None
+    if prepared is not None:
+        return prepared
     tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .compared import ANEW, Compared
+
 IMPLEMENTATION = "fettle_segments"
 
 # Tokens of a micro-batch come in multiples of this where layers are our own.
@@ -139,7 +141,7 @@ def switch(model: Any) -> None:
     model.set_attn_implementation(IMPLEMENTATION)
 
 
-def enable(model: Any, dtype: torch.dtype) -> bool:
+def enable(model: Any, dtype: torch.dtype, compared: Compared = ANEW) -> bool:
     """Switches the model to packed attention when it can do it exactly; False leaves it as it was.
     `dtype`: of the products."""
     # A softcap or attention sink would be ignored; such models keep their own attention.
@@ -150,7 +152,14 @@ def enable(model: Any, dtype: torch.dtype) -> bool:
     if not getattr(model, "_supports_attention_backend", False) or strange:
         return False
     before = config._attn_implementation
-    if not how_unlike(model, lambda: switch(model), dtype=dtype):
+
+    def change() -> None:
+        switch(model)
+
+    def compare() -> str:
+        return how_unlike(model, change, dtype=dtype)
+
+    if not compared.ask(model, f"packed, {dtype}", change=change, compare=compare):
         return True
     model.set_attn_implementation(before)
     return False

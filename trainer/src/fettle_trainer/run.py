@@ -12,7 +12,7 @@ from types import FrameType
 
 from .events import EventLog, Heartbeat, News
 from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
-from .light_start import bound_product_caches, product_kinds
+from .light_start import bound_product_caches, collect_from_here, product_kinds
 from .spec import SpecError, TrainSpec, read_spec
 
 # Artefact, base model, probe file -> largest difference.
@@ -78,7 +78,9 @@ def _attempt(spec: TrainSpec, news: News, verify: Verifier | None) -> int:
         from .train import Training
         from .verifier import start_verifier
 
-        Training(spec, news, verify or start_verifier()).run()
+        verify = verify or start_verifier()
+        collect_from_here()
+        Training(spec, news, verify).run()
         return FINISHED
     except Exception as error:
         news.heartbeat.end()

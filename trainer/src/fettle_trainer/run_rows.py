@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data import Dataset, Tokeniser, TokenRows, load_dataset, tokenizer_sha256
+from .checksums import tokenizer_sha256
+from .data import Dataset, Tokeniser, TokenRows, load_dataset
 from .events import News
 from .failure import TrainFailure
 from .models import Loaded
@@ -19,8 +20,8 @@ class RunRows:
     validation: TokenRows
 
 
-def _cache_of(spec: TrainSpec) -> Path:
-    """Where tokenised rows are kept."""
+def cache_of(spec: TrainSpec) -> Path:
+    """Where tokenised rows are kept, and whatever else the runs of a project share."""
     shared = spec.runtime.cache_dir
     return Path(shared) if shared else Path(spec.output_dir) / "cache"
 
@@ -36,7 +37,7 @@ def read_rows(
         dataset = load_dataset(
             path,
             tokeniser,
-            cache=_cache_of(spec),
+            cache=cache_of(spec),
             tokenizer_sha256=tokenizer,
             before_row=lambda: news.heartbeat.mark("tokenising", 1),
         )

@@ -63,7 +63,7 @@ def taught(rows: RunRows, answers: Answers | None, ranks: Ranks) -> RunRows:
     return replace(rows, train=replace(train, reference=ranks.from_first(train.reference)))
 
 
-def answer_rows(spec: TrainSpec, compute: Compute, news: News, *, key: str) -> Answers | None:
+def answer_rows(spec: TrainSpec, compute: Compute, news: News, *, key: Callable[[], str]) -> Answers | None:
     """None for a run without a teacher. `key`: of the run, with all that the answers follow from. Raises
     TrainFailure, StopRequested, OSError."""
     teacher = spec.teacher
@@ -79,7 +79,7 @@ def answer_rows(spec: TrainSpec, compute: Compute, news: News, *, key: str) -> A
     found = remembered(
         Path(spec.output_dir) / "cache" / "teacher.safetensors",
         lambda: _asked_and_forgotten(spec, compute, news, teacher=teacher, rows=rows),
-        key=f"{key} {dtype_name(compute.dtype)}",
+        key=f"{key()} {dtype_name(compute.dtype)}",
         rows=rows,
         ranks=ALONE,
     )

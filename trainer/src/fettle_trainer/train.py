@@ -18,6 +18,7 @@ from . import artefact
 from .announcements import tell_fewer_rows, tell_model, tell_other_layers, tell_rows, tell_step, tell_weights
 from .checkpoint import Checkpoint, CheckpointFolder, Progress, restore_rng, rng_tensors
 from .collate import bounds_tokens, micro_batches
+from .compared import Compared
 from .data import TokenRows
 from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
@@ -25,13 +26,13 @@ from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes, rss_bytes
 from .failure import StopRequested, TrainFailure, is_out_of_memory
 from .fit import Fit
-from .identity import Identity, differences, fingerprint_of, identity_of
+from .identity import Identity, begin_identity, differences, fingerprint_of, weights_of
 from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
 from .plan import Plan
 from .reference import remembered
-from .run_rows import RunRows, load_rows
+from .run_rows import RunRows, cache_of, load_rows
 from .sampling import Windows
 from .spec import TrainSpec
 from .step import Stepper, StepResult
@@ -81,7 +82,7 @@ class Training:
         """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
         a resumed run needs no more memory than one that was never stopped."""
         spec = self._spec
-        identity = identity_of(spec)
+        identity = begin_identity(spec)
         resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
@@ -89,11 +90,14 @@ class Training:
         self._check()
         answers = None
         if self._ranks.first:
-            answers = answer_rows(spec, self._compute, self._news, key=fingerprint_of(identity))
+            answers = answer_rows(spec, self._compute, self._news, key=lambda: fingerprint_of(identity()))
         self._heartbeat.mark("loading")
         resident = rss_bytes()
-        self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded)
-        tell_model(self._log, self._loaded, spec.hyperparameters.max_length)
+        compared = Compared(cache_of(spec), lambda: weights_of(identity()))
+        self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded, compared=compared)
+        tell_model(
+            self._log, self._loaded, spec.hyperparameters.max_length, compared_before=compared.was_spared
+        )
         self._check()
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
@@ -104,7 +108,7 @@ class Training:
         )
         if spec.teacher is not None:
             self._rows = taught(self._rows, answers, self._ranks)
-        self._prepare(identity, resumed)
+        self._prepare(identity(), resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""
@@ -147,14 +151,14 @@ class Training:
         self._room = Room(memory)
         return memory
 
-    def _resume(self, identity: Identity) -> Checkpoint | None:
+    def _resume(self, identity: Callable[[], Identity]) -> Checkpoint | None:
         checkpoint, notes = self._folder.newest(mend=self._ranks.first)
         self._heartbeat.step = checkpoint.progress.step if checkpoint else 0
         self._log.write("started", pid=os.getpid(), resumed_from_step=checkpoint and checkpoint.progress.step)
         for note in notes:
             self._log.log("warn", note)
-        if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint_of(identity):
-            changed = differences(checkpoint.progress.identity, identity)
+        if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint_of(identity()):
+            changed = differences(checkpoint.progress.identity, identity())
             raise TrainFailure(
                 "conflict",
                 f"The checkpoints in {self._output} are of another run: {changed or 'its rules changed'}.",

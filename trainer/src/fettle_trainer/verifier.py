@@ -18,7 +18,7 @@ import torch
 
 from .artefact import VERIFY_SECONDS, mismatch, told_mismatch, verify, verify_in_fresh_process
 from .failure import TrainFailure
-from .light_start import load_libraries
+from .light_start import collect_from_here, load_libraries
 
 # Artefact, base model, probe file -> largest difference.
 Verifier = Callable[[Path, Path, Path], float]
@@ -104,6 +104,7 @@ def fork() -> Forked:
 
 
 def _serve(asked: int, answered: int) -> None:
+    collect_from_here()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     with os.fdopen(asked, encoding="utf-8") as requests:

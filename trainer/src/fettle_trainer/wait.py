@@ -1,9 +1,11 @@
-"""`wait`: a trainer that has loaded all it can and waits for its run.
+"""`wait`: a trainer that has loaded all it can and waits for its run. It may be told which base the run is
+likely to begin from; a run of another base loads what it needs.
 
 One line on descriptor 3 gives the run: {"spec": PATH, "log": PATH}. The pipe's end without a line means that
 the server is gone or wants it no more. From the line on it is the run's trainer, as if started for it.
 """
 
+import contextlib
 import json
 import os
 from importlib import import_module
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .device import bfloat16_gain, know_gain
+from .light_start import collect_from_here
 from .run import train_command
 from .verifier import apart, start_verifier
 
@@ -19,10 +22,16 @@ _GATE = 3
 _KINDS = ("bert", "llama", "qwen2", "roberta", "t5")
 
 
-def wait_command() -> int:
+def wait_command(base: Path | None = None) -> int:
+    """`base`: folder of the likely base model."""
     verify = start_verifier()
     know_gain(apart(bfloat16_gain))
     _warm_up()
+    if base is not None:
+        # It may be gone, or broken: whoever trains it will be told.
+        with contextlib.suppress(Exception):
+            _warm_up_for(base)
+    collect_from_here()
     with os.fdopen(_GATE, encoding="utf-8") as gate:
         line = gate.readline()
     if not line.endswith("\n"):
@@ -45,7 +54,7 @@ def _warm_up() -> None:
     from .kernels import passes
 
     for kind in _KINDS:
-        import_module(f"transformers.models.{kind}.modeling_{kind}")
+        _load_code(kind)
     passes.library()
     # Patterns for the names of every architecture's weights: 0.2 s, whichever is loaded first.
     cast("Any", import_module("transformers.conversion_mapping")).get_checkpoint_conversion_mapping("")
@@ -56,3 +65,16 @@ def _warm_up() -> None:
     layer(torch.ones(2, 8)).sum().backward()
     torch.nn.utils.clip_grad_norm_(list(layer.parameters()), 1.0)
     cast("Any", optimiser).step()
+
+
+def _warm_up_for(base: Path) -> None:
+    from .identity import base_checksum
+    from .models import prepare_prompts
+
+    _load_code(json.loads((base / "config.json").read_bytes())["model_type"])
+    prepare_prompts(base)
+    base_checksum(base)
+
+
+def _load_code(kind: str) -> None:
+    import_module(f"transformers.models.{kind}.modeling_{kind}")

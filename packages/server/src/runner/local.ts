@@ -104,6 +104,7 @@ class ProcessRunner implements LocalRunner {
 
   /** A process that becomes the run's trainer when it reads `line`. */
   private async gated(folder: RunFolder, spec: TrainSpec): Promise<{ pid: number; gate: Writable; line: string }> {
+    this.waiting?.expect(spec.base_model.path);
     const ready = this.waiting?.take(spec.runtime.num_threads) ?? null;
     if (ready !== null) {
       this.attend(spec.run_id, ready.pid, ready.process);

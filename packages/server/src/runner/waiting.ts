@@ -35,6 +35,8 @@ export class WaitingTrainer {
   private timer: NodeJS.Timeout | null = null;
   private closed = false;
   private nextMs: number;
+  /** Folder of the base model that the last run began from: the next one is likely to begin from it as well. */
+  private base: string | null = null;
 
   constructor(
     private readonly options: WaitingOptions,
@@ -55,6 +57,11 @@ export class WaitingTrainer {
     this.waiting = null;
     this.nextMs = this.options.nextMs;
     return taken;
+  }
+
+  /** A run begins from the base model in this folder. */
+  expect(base: string): void {
+    this.base = base;
   }
 
   /** The last run has ended. */
@@ -79,7 +86,11 @@ export class WaitingTrainer {
   }
 
   private start(): void {
-    const process = this.spawnTrainer(["wait"], this.options.numThreads, "ignore");
+    const process = this.spawnTrainer(
+      ["wait", ...(this.base === null ? [] : ["--base", this.base])],
+      this.options.numThreads,
+      "ignore",
+    );
     const gate = process.stdio[3] as Writable;
     // A process that ends first breaks the pipe; its end is seen below.
     gate.on("error", () => undefined);

@@ -178,7 +178,7 @@ describe("local runner", () => {
 
 /** Stands in for the trainer: what waits becomes a run's trainer by its line, and says which it was. */
 const readyOrCold = `case "$1" in
-  wait) echo $$ >> "$0.waiting"; IFS= read -r line <&3 || exit 0; echo "$line" > "$0.line"; kill -STOP $$ ;;
+  wait) echo "$@" > "$0.told"; echo $$ >> "$0.waiting"; IFS= read -r line <&3 || exit 0; echo "$line" > "$0.line"; kill -STOP $$ ;;
   *) echo "cold $2" > "$0.cold" ;;
 esac`;
 
@@ -226,7 +226,9 @@ describe("a waiting trainer", () => {
     expect(waiting()).toEqual([first]);
     await runner.kill("run-1");
     expect(await ended(runner)).toMatchObject({ pid: first, signal: "SIGKILL" });
+    expect(read("told")).toBe("wait");
     await eventually("the next one", () => waiting().length === 2);
+    expect(read("told")).toBe(`wait --base ${spec().base_model.path}`);
     expect(warned).toEqual([]);
   });
 

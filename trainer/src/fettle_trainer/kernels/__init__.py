@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..adapters import lora_layers
 from ..collate import Batch
+from ..compared import ANEW, Compared
 from ..packing import filler, how_unlike, packed_answers, padded_answers, pair_answers, switch
 from . import decoder, embedding, encoder, passes, t5
 from .embedding import Embedding
@@ -47,7 +48,7 @@ class Kernels:
         _take_out(self._model)
 
 
-def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
+def enable(model: Any, dtype: torch.dtype, compared: Compared = ANEW) -> tuple[Kernels | None, str]:
     """Puts the kernels into a model that is ready to train, adapters and all, or leaves it; and why."""
     kind = next((kind for kind in _ANSWERS if kind.fits(model)), None)
     if kind is None:
@@ -66,7 +67,10 @@ def enable(model: Any, dtype: torch.dtype) -> tuple[Kernels | None, str]:
         parts.extend(kind.put_in(model, dtype))
         parts.extend(embedding.put_in(model))
 
-    unlike = how_unlike(model, change, dtype=dtype, answers=_ANSWERS[kind])
+    def compare() -> str:
+        return how_unlike(model, change, dtype=dtype, answers=_ANSWERS[kind])
+
+    unlike = compared.ask(model, f"fused, {dtype}", change=change, compare=compare)
     if not unlike:
         head = model.get_output_embeddings() if kind is not encoder else None
         kernels = Kernels(model, parts, None if head is None else Projection([head], dtype))

@@ -34,7 +34,7 @@ _TRITON = "triton"
 @cache
 def library() -> Any:
     """None where it cannot be made."""
-    path = _path()
+    path = compiled_path()
     if path is None or not (path.exists() or _compiled(path)):
         return None
     try:
@@ -59,7 +59,8 @@ def library() -> Any:
     return found
 
 
-def _path() -> Path | None:
+@cache
+def compiled_path() -> Path | None:
     """None where there is no compiler."""
     try:
         compiler = subprocess.run(
@@ -67,12 +68,12 @@ def _path() -> Path | None:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    made_of = _SOURCE.read_bytes() + _FLAGS.encode() + compiler + _features()
+    made_of = _SOURCE.read_bytes() + _FLAGS.encode() + compiler + features()
     return Path(sys.prefix) / "fettle" / f"passes-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
 
 
-def _features() -> bytes:
-    """What -march=native looks at."""
+def features() -> bytes:
+    """Of the processor: what -march=native looks at."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
