@@ -153,7 +153,10 @@ it("cross-validates: each row is held out once, nothing is tokenised twice, and 
   }
   expect(new Set(held).size).toBe(36);
   // Tokens are named by the content of what they were made of: one file a fold, for all runs.
-  expect(readdirSync(parts.blobs.localPath(`projects/${projectId}/tokens`))).toHaveLength(3);
+  const shared = readdirSync(parts.blobs.localPath(`projects/${projectId}/tokens`));
+  expect(shared.filter((name) => name.endsWith(".safetensors"))).toHaveLength(3);
+  // The base's layers were compared with the rewritten ones by the first run, for all.
+  expect(shared.filter((name) => name.startsWith("alike-"))).toHaveLength(1);
   const result = foldsResult(sweep, trials);
   expect(result?.metric).toBe("f1_macro");
   expect(result?.metrics["f1_macro"]).toMatchObject({ folds: 3, interval: [expect.any(Number), expect.any(Number)] });

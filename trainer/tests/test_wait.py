@@ -104,7 +104,7 @@ def test_the_tokenizer_of_the_base_it_was_told_is_taken_while_its_files_are_the_
     models.prepare_prompts(base)
     (base / "chat_template.jinja").write_text("{{ messages }}")
     assert models.load_prompts(base).raw.chat_template == "{{ messages }}"
-    models._prepared.clear()
+    assert not models._prepared, "a run of another base would keep it for nothing"
 
 
 @pytest.fixture

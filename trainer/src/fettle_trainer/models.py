@@ -258,13 +258,14 @@ def _transformers() -> Any:
 
 
 def prepare_prompts(folder: Path) -> None:
-    """Beforehand, for a process that waits: the next `load_prompts` of the same files takes them."""
-    name = tokenizer_sha256(folder)
-    _prepared[name] = load_prompts(folder)
+    """Beforehand, for a process that waits: the next `load_prompts` takes them, or forgets
+    them where its files are others."""
+    _prepared[tokenizer_sha256(folder)] = load_prompts(folder)
 
 
 def load_prompts(folder: Path) -> PromptEncoder:
-    prepared = _prepared.pop(tokenizer_sha256(folder), None) if _prepared else None
+    prepared = _prepared.get(tokenizer_sha256(folder)) if _prepared else None
+    _prepared.clear()
     if prepared is not None:
         return prepared
     tokenizer: Any = _transformers().AutoTokenizer.from_pretrained(
