@@ -210,6 +210,7 @@ describe("a waiting trainer", () => {
   it("becomes the run's trainer when its number is on disk, and another waits when it has ended", async () => {
     keep();
     const [first] = await eventually("one that waits", () => (waiting().length === 1 ? waiting() : null));
+    expect(read("told")).toBe("wait");
     expect(await runner.start(spec())).toEqual({ pid: first });
     const line = await eventually("its line", () => (existsSync(`${script()}.line`) ? read("line") : null));
     const run = join(folder, "run-1");
@@ -226,7 +227,6 @@ describe("a waiting trainer", () => {
     expect(waiting()).toEqual([first]);
     await runner.kill("run-1");
     expect(await ended(runner)).toMatchObject({ pid: first, signal: "SIGKILL" });
-    expect(read("told")).toBe("wait");
     await eventually("the next one", () => waiting().length === 2);
     expect(read("told")).toBe(`wait --base ${spec().base_model.path}`);
     expect(warned).toEqual([]);
