@@ -184,5 +184,5 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
 def test_tokens_made_by_other_code_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     before = classes().key("rows", "tokenizer")
     assert classes().key("rows", "tokenizer") == before
-    monkeypatch.setattr(data, "_RULES", "as they were before an upgrade")
+    monkeypatch.setattr(data, "CODE_SHA256", "as they were before an upgrade")
     assert classes().key("rows", "tokenizer") != before

@@ -192,7 +192,7 @@ def answers_of(spec: dict[str, Any]) -> Tensor:
     output.mkdir(parents=True, exist_ok=True)
     log = EventLog(output / "events.jsonl", 1)
     with Heartbeat(log, 60) as heartbeat:
-        found = answer_rows(parsed, CPU, News(log, heartbeat, lambda: None), key="test")
+        found = answer_rows(parsed, CPU, News(log, heartbeat, lambda: None), key=lambda: "test")
     assert found is not None
     return found.answers_RK
 

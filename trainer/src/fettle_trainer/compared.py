@@ -52,7 +52,7 @@ class Compared:
 
         parameters = cast("list[tuple[str, nn.Parameter]]", list(model.named_parameters()))
         made_of = [
-            [CODE_SHA256, torch.__version__, transformers.__version__, str(passes.compiled_path())],
+            [CODE_SHA256, torch.__version__, transformers.__version__, passes.compiled()],
             [passes.features().decode(), torch.get_num_threads()],
             [what, self._weights(), model.config.to_json_string()],
             [[name, [*one.shape], str(one.dtype), one.requires_grad] for name, one in parameters],

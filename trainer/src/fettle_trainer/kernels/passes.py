@@ -34,7 +34,7 @@ _TRITON = "triton"
 @cache
 def library() -> Any:
     """None where it cannot be made."""
-    path = compiled_path()
+    path = _path()
     if path is None or not (path.exists() or _compiled(path)):
         return None
     try:
@@ -59,8 +59,13 @@ def library() -> Any:
     return found
 
 
-@cache
-def compiled_path() -> Path | None:
+def compiled() -> str:
+    """Where `library` is; empty where there is none."""
+    found = library()
+    return "" if found is None else str(found._name)
+
+
+def _path() -> Path | None:
     """None where there is no compiler."""
     try:
         compiler = subprocess.run(
