@@ -1,5 +1,6 @@
 """Layers are compared with a model's own once for all runs of one base, and again when anything differs."""
 
+import os
 import zlib
 from hashlib import sha256
 from pathlib import Path
@@ -125,6 +126,54 @@ def test_a_folder_that_cannot_be_written_costs_the_comparison_alone(tmp_path: Pa
     asked = Asked()
     assert [asked.of(Compared(tmp_path / "kept", lambda: "w"), model) for _ in range(2)] == ["", ""]
     assert asked.compared == 2
+
+
+def test_a_change_that_fails_is_told_as_if_it_had_been_compared(tmp_path: Path, model: Any) -> None:
+    asked = Asked()
+    asked.of(Compared(tmp_path / "kept", lambda: "w"), model)
+
+    def fails() -> None:
+        raise ValueError("no memory\nfor it")
+
+    compared = Compared(tmp_path / "kept", lambda: "w")
+    assert compared.ask(model, "fused", change=fails, compare=asked.compare) == "ValueError: no memory"
+    assert not compared.was_spared
+
+
+def test_the_words_stand_beside_what_was_spared(tmp_path: Path) -> None:
+    """There are no fused layers for gpt2: its rows are laid end to end, and that is what was compared before."""
+    make_decoder(tmp_path / "model", "gpt2")
+    write_rows(tmp_path / "rows.jsonl", chat_rows(12))
+    told = [told_of(spec_of(tmp_path, name))[0] for name in ("first", "second")]
+    assert "rows are laid end to end, without padding; there are no fused layers for gpt2" in told[0]
+    assert f"rows are laid end to end, without padding, {FOUND}; there are no fused layers" in told[1]
+
+
+def test_a_file_is_read_once_while_nobody_changes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1)
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"weights")
+    pieces: list[int] = []
+
+    def found() -> tuple[str, int]:
+        pieces.clear()
+        return checksums.weights_checksum(tmp_path, ["*.safetensors"], lambda: pieces.append(1)), len(pieces)
+
+    first, read = found()
+    assert read == 1
+    assert found() == (first, 0)
+    # Of the same size, and dated as before: a copy that keeps times.
+    dated = file.stat()
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(dated.st_atime_ns, dated.st_mtime_ns))
+    other, read = found()
+    assert (other != first, read) == (True, 1)
+
+
+def test_a_file_just_changed_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    checksums.weights_checksum(tmp_path, ["*.safetensors"])
+    assert not [one for one in checksums._crcs if one[0].startswith(str(tmp_path))]
 
 
 def test_a_checksum_is_the_files_however_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,3 +166,51 @@ print(int(gc.isenabled() and gc.get_freeze_count() > 1000))
 
 def test_what_is_loaded_is_not_looked_at_by_the_collector_again() -> None:
     assert run(COLLECTED) == 1
+
+
+AS_A_PROCESS = """
+import gc, os, sys
+from pathlib import Path
+from fettle_trainer.light_start import hide_unused_packages, put_off_collection
+hide_unused_packages()
+sys.argv = ["fettle_trainer", *sys.argv[1:]]
+from fettle_trainer.__main__ import main
+"""
+SERVING = """
+import fettle_trainer.serve
+fettle_trainer.serve.main = lambda _: gc.isenabled()
+print(int(main()))
+"""
+TRAINING = """
+import fettle_trainer.train
+fettle_trainer.train.Training.run = lambda _: print(int(gc.isenabled()))
+main()
+"""
+WAITING = """
+asked, gate = os.pipe()
+os.close(gate)
+os.dup2(asked, 3)
+assert main() == 0
+print(int(gc.isenabled()))
+"""
+VERIFYING = """
+from fettle_trainer import verifier
+put_off_collection()
+verifier.verify = lambda *_: float(gc.isenabled())
+print(int(verifier.fork().ask(Path("a"), Path("b"), Path("c"))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "script"),
+    [("serve", SERVING), ("train", TRAINING), ("wait", WAITING), ("verify", VERIFYING)],
+)
+def test_each_kind_of_process_collects_when_it_begins_its_work(
+    tmp_path: Path, command: str, script: str
+) -> None:
+    given: list[str] = []
+    if command == "train":
+        make_encoder(tmp_path / "model")
+        rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": LABELS[0]}] * 4)
+        given = [str(write_spec(make_spec(tmp_path / "model", rows, tmp_path / "out")))]
+    assert run(AS_A_PROCESS + script, command, *given) == 1

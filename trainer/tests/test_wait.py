@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from families import make_family
 from tiny import chat_rows, make_decoder, make_spec, write_rows
 from training import events_of, of_type, train, write_spec
 
-from fettle_trainer import models, verifier
+from fettle_trainer import checksums, identity, models, verifier, wait
 
 PACKAGE = str(Path(__file__).parents[1] / "src")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
@@ -105,6 +106,43 @@ def test_the_tokenizer_of_the_base_it_was_told_is_taken_while_its_files_are_the_
     (base / "chat_template.jinja").write_text("{{ messages }}")
     assert models.load_prompts(base).raw.chat_template == "{{ messages }}"
     assert not models._prepared, "a run of another base would keep it for nothing"
+
+
+def test_what_is_prepared_for_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_family(tmp_path / "model", "xlm-roberta")
+    monkeypatch.setattr(wait, "_check_not_asked", lambda: None)
+    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1)
+    wait._warm_up_for(base)
+    assert "transformers.models.xlm_roberta.modeling_xlm_roberta" in sys.modules
+    (prepared,) = models._prepared.values()
+    assert models.load_prompts(base) is prepared
+    read: list[int] = []
+    identity.base_checksum(base, lambda: read.append(1))
+    assert not read
+
+
+def test_a_run_that_is_there_does_not_wait_for_a_checksum(tmp_path: Path) -> None:
+    """Of gigabytes, perhaps of a base that is not the run's."""
+    make_decoder(tmp_path / "model")
+    script = """
+import os, sys
+from pathlib import Path
+from fettle_trainer import checksums, wait
+checksums._SETTLED_SECONDS = -1
+asked, gate = os.pipe()
+os.dup2(asked, 3)
+if sys.argv[2] == "asked":
+    os.write(gate, b"{}")
+try:
+    wait._warm_up_for(Path(sys.argv[1]))
+except wait._AskedError:
+    pass
+print(len(checksums._crcs))
+"""
+    for state, known in (("asked", "0"), ("alone", "2")):
+        command = [sys.executable, "-c", script, str(tmp_path / "model"), state]
+        said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+        assert said.stdout.strip() == known
 
 
 @pytest.fixture

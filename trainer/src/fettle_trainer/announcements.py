@@ -13,6 +13,7 @@ from .spec import Task
 from .step import StepResult
 
 _MOST_TOLD = 8
+_BEFORE = ", as an earlier run of these weights found"
 
 
 def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared_before: bool) -> None:
@@ -22,10 +23,14 @@ def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared_bef
     total += sum(layer.shape.numel() for layer in small)
     whole = loaded.packed or loaded.kernels is not None
     how = "laid end to end, without padding" if whole else "padded within batches of like length"
-    before = ", as an earlier run of these weights found" if compared_before else ""
+    layers = loaded.layers
+    if compared_before and loaded.kernels is not None:
+        layers += _BEFORE
+    elif compared_before:
+        how += _BEFORE
     log.log(
         "info",
-        f"{trainable:,} of {total:,} weights are trained; rows are {how}; {loaded.layers}{before}.",
+        f"{trainable:,} of {total:,} weights are trained; rows are {how}; {layers}.",
         trainable=trainable,
         total=total,
         packed=loaded.packed,

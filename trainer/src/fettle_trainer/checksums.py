@@ -4,12 +4,12 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _PIECE = 1 << 20
 _SETTLED_SECONDS = 5
-# By path, inode, size and time of change.
+# By path, inode, size and time of change (not of writing, which whoever copies a file may set).
 _crcs: dict[tuple[str, int, int, int], int] = {}
 
 
@@ -32,18 +32,21 @@ def tokenizer_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def weights_checksum(folder: Path, patterns: Sequence[str]) -> str:
+def weights_checksum(
+    folder: Path, patterns: Sequence[str], check: Callable[[], object] = lambda: None
+) -> str:
     """Of names, sizes and CRC-32: a fetch that brought another revision is meant, not an attacker, and
-    gigabytes of weights are read as fast as they come. Once in a process, while a file stays as it is."""
+    gigabytes of weights are read as fast as they come. Once in a process, while a file stays as it is.
+    `check` is called with each megabyte; what it raises ends the reading."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         facts = path.stat()
-        digest.update(f"{path.name}\0{facts.st_size}\0{_crc32(path, facts)}\n".encode())
+        digest.update(f"{path.name}\0{facts.st_size}\0{_crc32(path, facts, check)}\n".encode())
     return digest.hexdigest()
 
 
-def _crc32(path: Path, facts: os.stat_result) -> int:
-    file = (str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+def _crc32(path: Path, facts: os.stat_result, check: Callable[[], object]) -> int:
+    file = (str(path.resolve()), facts.st_ino, facts.st_size, facts.st_ctime_ns)
     known = _crcs.get(file)
     if known is not None:
         return known
@@ -51,8 +54,9 @@ def _crc32(path: Path, facts: os.stat_result) -> int:
     with path.open("rb") as content:
         while piece := content.read(_PIECE):
             crc = zlib.crc32(piece, crc)
-    # A file just written may change again without its time telling.
-    if time.time() - facts.st_mtime > _SETTLED_SECONDS:
+            check()
+    # A file just changed may change again without its time telling.
+    if time.time() - facts.st_ctime > _SETTLED_SECONDS:
         _crcs[file] = crc
     return crc
 

@@ -7,6 +7,7 @@ nothing different, an empty file is left, named after all of these.
 import contextlib
 import hashlib
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,10 @@ class Compared:
             return compare()
         kept = self._folder / f"alike-{self._name(model, what)}"
         if kept.exists():
-            change()
+            try:
+                change()
+            except Exception as error:
+                return told(error)
             self.was_spared = True
             return ""
         unlike = compare()
@@ -48,12 +52,10 @@ class Compared:
     def _name(self, model: Any, what: str) -> str:
         import transformers
 
-        from .kernels import passes
-
         parameters = cast("list[tuple[str, nn.Parameter]]", list(model.named_parameters()))
         made_of = [
-            [CODE_SHA256, torch.__version__, transformers.__version__, passes.compiled()],
-            [passes.features().decode(), torch.get_num_threads()],
+            [CODE_SHA256, torch.__version__, transformers.__version__],
+            [features().decode(), torch.get_num_threads()],
             [what, self._weights(), model.config.to_json_string()],
             [[name, [*one.shape], str(one.dtype), one.requires_grad] for name, one in parameters],
         ]
@@ -61,3 +63,19 @@ class Compared:
 
 
 ANEW = Compared(None, lambda: "")
+
+
+def told(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown'}"
+
+
+def features() -> bytes:
+    """Of the processor: what code that was compiled for it, or chosen by it, depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return b"\n".join(
+        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
+    )

@@ -20,9 +20,9 @@ _INDIFFERENT = ("attempt", "output_dir", "runtime", "run_id", "data", "base_mode
 _MOST_TOLD = 6
 
 
-def base_checksum(folder: Path) -> str:
-    """Of a base model's weights."""
-    return weights_checksum(folder, ("config.json", "*.safetensors"))
+def base_checksum(folder: Path, check: Callable[[], object] = lambda: None) -> str:
+    """Of a base model's weights. `check`: as for `weights_checksum`."""
+    return weights_checksum(folder, ("config.json", "*.safetensors"), check)
 
 
 def weights_of(identity: Identity) -> str:

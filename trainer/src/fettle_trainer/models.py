@@ -260,7 +260,8 @@ def _transformers() -> Any:
 def prepare_prompts(folder: Path) -> None:
     """Beforehand, for a process that waits: the next `load_prompts` takes them, or forgets
     them where its files are others."""
-    _prepared[tokenizer_sha256(folder)] = load_prompts(folder)
+    name = tokenizer_sha256(folder)  # first: files that change meanwhile are then not found again
+    _prepared[name] = load_prompts(folder)
 
 
 def load_prompts(folder: Path) -> PromptEncoder:

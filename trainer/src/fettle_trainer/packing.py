@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .compared import ANEW, Compared
+from .compared import ANEW, Compared, told
 
 IMPLEMENTATION = "fettle_segments"
 
@@ -204,7 +204,7 @@ def how_unlike(
             after = _gradients(model, together)
     except Exception as error:
         # This architecture passes other things to its layers; or a compiler or a driver does not go along.
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unknown'}"
+        return told(error)
     finally:
         model.train(was_training)
     distance, size = _size(together - expected), _size(expected)

@@ -82,23 +82,26 @@ class Training:
         """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
         a resumed run needs no more memory than one that was never stopped."""
         spec = self._spec
-        identity = begin_identity(spec)
-        resumed = self._resume(identity)
+        identity_of_run = begin_identity(spec)
+        resumed = self._resume(identity_of_run)
         known_dtype = resumed.progress.dtype if resumed else None
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
         answers = None
         if self._ranks.first:
-            answers = answer_rows(spec, self._compute, self._news, key=lambda: fingerprint_of(identity()))
+            answers = answer_rows(
+                spec, self._compute, self._news, key=lambda: fingerprint_of(identity_of_run())
+            )
         self._heartbeat.mark("loading")
         resident = rss_bytes()
-        compared = Compared(cache_of(spec), lambda: weights_of(identity()))
+        compared = Compared(cache_of(spec), lambda: weights_of(identity_of_run()))
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded, compared=compared)
         tell_model(
             self._log, self._loaded, spec.hyperparameters.max_length, compared_before=compared.was_spared
         )
         self._check()
+        identity = identity_of_run()  # before rows that are not the spec's are tokenised
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         memory = self._predicted(resident, resumed)
@@ -108,7 +111,7 @@ class Training:
         )
         if spec.teacher is not None:
             self._rows = taught(self._rows, answers, self._ranks)
-        self._prepare(identity(), resumed)
+        self._prepare(identity, resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""

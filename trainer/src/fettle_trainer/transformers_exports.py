@@ -100,6 +100,9 @@ def _save(file: Path, exports: _Exports) -> None:
     partial = file.with_suffix(f".{os.getpid()}")
     # Where it cannot be kept it is read again.
     with contextlib.suppress(OSError):
-        file.parent.mkdir(exist_ok=True)
-        partial.write_text(json.dumps(told), encoding="utf-8")
-        partial.replace(file)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            partial.write_text(json.dumps(told), encoding="utf-8")
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ the server is gone or wants it no more. From the line on it is the run's trainer
 import contextlib
 import json
 import os
+import select
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -27,11 +28,11 @@ def wait_command(base: Path | None = None) -> int:
     verify = start_verifier()
     know_gain(apart(bfloat16_gain))
     _warm_up()
+    collect_from_here()
     if base is not None:
         # It may be gone, or broken: whoever trains it will be told.
         with contextlib.suppress(Exception):
             _warm_up_for(base)
-    collect_from_here()
     with os.fdopen(_GATE, encoding="utf-8") as gate:
         line = gate.readline()
     if not line.endswith("\n"):
@@ -71,10 +72,23 @@ def _warm_up_for(base: Path) -> None:
     from .identity import base_checksum
     from .models import prepare_prompts
 
-    _load_code(json.loads((base / "config.json").read_bytes())["model_type"])
     prepare_prompts(base)
-    base_checksum(base)
+    _load_code(json.loads((base / "config.json").read_bytes())["model_type"])
+    base_checksum(base, _check_not_asked)
+
+
+def _check_not_asked() -> None:
+    """A run that is there already does not wait for gigabytes to be read."""
+    if select.select([_GATE], [], [], 0)[0]:
+        raise _AskedError
+
+
+class _AskedError(Exception):
+    pass
 
 
 def _load_code(kind: str) -> None:
-    import_module(f"transformers.models.{kind}.modeling_{kind}")
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    name = model_type_to_module_name(kind)
+    import_module(f"transformers.models.{name}.modeling_{name}")

@@ -1,5 +1,5 @@
 /**
- * One trainer that has loaded its libraries and waits for a run (`fettle_trainer wait`). It computes nothing until a
+ * One trainer that has loaded its libraries and waits for a run (`fettle_trainer wait`). It trains nothing until a
  * run comes, and ends when its pipe does: with this server, whatever ends that. Nobody waits for it: where it is not
  * there, a run starts as if there were none.
  */

@@ -70,7 +70,8 @@ def enable(model: Any, dtype: torch.dtype, compared: Compared = ANEW) -> tuple[K
     def compare() -> str:
         return how_unlike(model, change, dtype=dtype, answers=_ANSWERS[kind])
 
-    unlike = compared.ask(model, f"fused, {dtype}", change=change, compare=compare)
+    made = passes.compiled() if kind is decoder and passes.is_used(dtype, model.device) else ""
+    unlike = compared.ask(model, f"fused, {dtype}, {made}", change=change, compare=compare)
     if not unlike:
         head = model.get_output_embeddings() if kind is not encoder else None
         kernels = Kernels(model, parts, None if head is None else Projection([head], dtype))

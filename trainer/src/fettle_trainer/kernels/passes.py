@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 from functools import cache
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..compared import features
 
 MOST_KEYS = 1024
 _SOURCE = Path(__file__).with_name("passes.c")
@@ -75,17 +76,6 @@ def _path() -> Path | None:
         return None
     made_of = _SOURCE.read_bytes() + _FLAGS.encode() + compiler + features()
     return Path(sys.prefix) / "fettle" / f"passes-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-
-
-def features() -> bytes:
-    """Of the processor: what -march=native looks at."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"\n".join(
-        sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})
-    )
 
 
 def _compiled(path: Path) -> bool:
