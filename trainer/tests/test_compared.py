@@ -141,7 +141,7 @@ def test_a_change_that_fails_is_told_as_if_it_had_been_compared(tmp_path: Path, 
 
 
 def test_the_words_stand_beside_what_was_spared(tmp_path: Path) -> None:
-    """There are no fused layers for gpt2: its rows are laid end to end, and that is what was compared before."""
+    """There are no fused layers for gpt2: that its rows may be laid end to end is what was compared."""
     make_decoder(tmp_path / "model", "gpt2")
     write_rows(tmp_path / "rows.jsonl", chat_rows(12))
     told = [told_of(spec_of(tmp_path, name))[0] for name in ("first", "second")]

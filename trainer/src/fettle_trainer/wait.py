@@ -88,7 +88,6 @@ class _AskedError(Exception):
 
 
 def _load_code(kind: str) -> None:
-    from transformers.models.auto.configuration_auto import model_type_to_module_name
-
-    name = model_type_to_module_name(kind)
+    configurations = cast("Any", import_module("transformers.models.auto.configuration_auto"))
+    name = configurations.model_type_to_module_name(kind)
     import_module(f"transformers.models.{name}.modeling_{name}")
