@@ -13,7 +13,7 @@
  */
 import { spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { join, relative } from "node:path";
 import { report, setUp } from "./setup.mjs";
 import { setUpExports } from "./setup-exports.mjs";
@@ -22,6 +22,8 @@ import { startRealPostgres } from "./test-postgres.mjs";
 
 const root = join(import.meta.dirname, "..");
 const python = join(root, ".venv", "bin", "python");
+/** Each loads PyTorch and makes models of its own: 1 to 2 GB. */
+const mostWorkers = 4;
 const databaseTests = ["packages/server/test/store", "tests/recovery"];
 
 /** Ends with the code of the child. Its output is shown as it comes. */
@@ -72,6 +74,8 @@ async function runPytest({ folder, filters, marked }) {
   const results = join(folder, "pytest.xml");
   const args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", `--junitxml=${results}`, ...(files ?? [])];
   if (marked !== undefined) args.push("-m", marked, "-s");
+  else if (files === null)
+    args.push("--numprocesses", String(Math.min(availableParallelism(), mostWorkers)), "--dist", "loadfile");
   const env = {
     OMP_NUM_THREADS: "1",
     MKL_NUM_THREADS: "1",

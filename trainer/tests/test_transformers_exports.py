@@ -101,10 +101,10 @@ from fettle_trainer.light_start import hide_unused_packages
 before = list(sys.meta_path)
 hide_unused_packages()
 sys.prefix = sys.argv[1]
-from transformers import AutoModelForCausalLM, BertConfig, T5ForConditionalGeneration
-from transformers.models.llama import LlamaForCausalLM
+from transformers import BertConfig
+from transformers.models.llama import LlamaConfig
 assert sys.meta_path[-len(before):] == before and len(sys.meta_path) <= len(before) + 1, sys.meta_path
-print(BertConfig.__module__, LlamaForCausalLM.__module__)
+print(BertConfig.__module__, LlamaConfig.__module__)
 """
 
 
@@ -117,6 +117,6 @@ def test_a_process_of_ours_finds_its_models_the_first_time_and_the_next(prefix: 
             text=True,
             check=True,
         )
-        expected = "transformers.models.bert.configuration_bert transformers.models.llama.modeling_llama"
+        expected = "transformers.models.bert.configuration_bert transformers.models.llama.configuration_llama"
         assert said.stdout.strip() == expected
         assert len(list(prefix.iterdir())) == 1
