@@ -330,6 +330,16 @@ def test_a_bad_spec_ends_with_2_and_no_event(tmp_path: Path, capsys: pytest.Capt
     assert "spec.hyperparameters.learning_rate is 2: expected above 0 to 0.1." in capsys.readouterr().err
 
 
+def test_changed_rows_are_refused_before_they_are_tokenised(tmp_path: Path) -> None:
+    """Where layers are compared the weights are asked for their name first; here nothing is compared."""
+    spec = class_spec(tmp_path, runtime__layers="plain")
+    spec["data"]["train_sha256"] = "0" * 64
+    code, events = train(spec)
+    assert code == 1
+    assert (events[-1]["type"], events[-1]["code"]) == ("failed", "file_not_usable")
+    assert not list(tmp_path.rglob("cache/*"))
+
+
 def test_half_precision_is_refused_for_every_model(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="'float16': expected one of 'auto', 'float32', 'bfloat16'"):
         parse_spec(chat_spec(tmp_path, runtime__dtype="float16"))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from .checkpoint import Progress
+from .compared import Compared
 from .data import Dataset, TokenRows
 from .events import EventLog
 from .four_bits import Linear4, four_bit_layers
@@ -16,7 +17,7 @@ _MOST_TOLD = 8
 _BEFORE = ", as an earlier run of these weights found"
 
 
-def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared_before: bool) -> None:
+def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared: Compared) -> None:
     trainable = sum(parameter.numel() for parameter in loaded.trainable().values())
     small = list(four_bit_layers(loaded.model))
     total = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -24,9 +25,9 @@ def tell_model(log: EventLog, loaded: Loaded, asked_length: int, *, compared_bef
     whole = loaded.packed or loaded.kernels is not None
     how = "laid end to end, without padding" if whole else "padded within batches of like length"
     layers = loaded.layers
-    if compared_before and loaded.kernels is not None:
+    if compared.was_spared and loaded.kernels is not None:
         layers += _BEFORE
-    elif compared_before:
+    elif compared.was_spared:
         how += _BEFORE
     log.log(
         "info",

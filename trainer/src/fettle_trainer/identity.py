@@ -79,7 +79,17 @@ def fingerprint_of(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def differences(before: Identity, now: Identity) -> str:
+def another_run(output: Path, before: Identity, now: Identity) -> TrainFailure:
+    """Why the checkpoints in `output`, of a run that was `before`, are not gone on from."""
+    changed = _differences(before, now) or "its rules changed"
+    return TrainFailure(
+        "conflict",
+        f"The checkpoints in {output} are of another run: {changed}.",
+        "Put it back as it was to go on, or give the new run an output_dir of its own.",
+    )
+
+
+def _differences(before: Identity, now: Identity) -> str:
     """`hyperparameters.learning_rate was 0.01 and is 0.02; ...`; empty where there is nothing to tell."""
     if not before:
         return ""

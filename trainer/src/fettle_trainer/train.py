@@ -24,9 +24,9 @@ from .device import choose_compute, dtype_name
 from .distributed import ALONE, Ranks, norm_of
 from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes, rss_bytes
-from .failure import StopRequested, TrainFailure, is_out_of_memory
+from .failure import StopRequested, is_out_of_memory
 from .fit import Fit
-from .identity import Identity, begin_identity, differences, fingerprint_of, weights_of
+from .identity import Identity, another_run, begin_identity, fingerprint_of, weights_of
 from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
@@ -82,26 +82,22 @@ class Training:
         """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
         a resumed run needs no more memory than one that was never stopped."""
         spec = self._spec
-        identity_of_run = begin_identity(spec)
-        resumed = self._resume(identity_of_run)
+        identity = begin_identity(spec)
+        resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
         self._log.log("info", f"Training in {self._compute.reason}.", threads=torch.get_num_threads())
         self._check()
         answers = None
         if self._ranks.first:
-            answers = answer_rows(
-                spec, self._compute, self._news, key=lambda: fingerprint_of(identity_of_run())
-            )
+            answers = answer_rows(spec, self._compute, self._news, key=lambda: fingerprint_of(identity()))
         self._heartbeat.mark("loading")
         resident = rss_bytes()
-        compared = Compared(cache_of(spec), lambda: weights_of(identity_of_run()))
+        compared = Compared(cache_of(spec), lambda: weights_of(identity()))
         self._loaded = load_for_training(spec, self._compute, sharded=self._ranks.sharded, compared=compared)
-        tell_model(
-            self._log, self._loaded, spec.hyperparameters.max_length, compared_before=compared.was_spared
-        )
+        tell_model(self._log, self._loaded, spec.hyperparameters.max_length, compared=compared)
         self._check()
-        identity = identity_of_run()  # before rows that are not the spec's are tokenised
+        known = identity()  # before rows that are not the spec's are tokenised
         self._rows, dataset = load_rows(spec, self._loaded, self._news)
         self._plan = Plan.of(spec.hyperparameters, len(dataset.rows))
         memory = self._predicted(resident, resumed)
@@ -111,7 +107,7 @@ class Training:
         )
         if spec.teacher is not None:
             self._rows = taught(self._rows, answers, self._ranks)
-        self._prepare(identity, resumed)
+        self._prepare(known, resumed)
 
     def _train(self) -> bool:
         """True when it ended early. Leaves the model that becomes the artefact."""
@@ -161,12 +157,7 @@ class Training:
         for note in notes:
             self._log.log("warn", note)
         if checkpoint is not None and checkpoint.progress.fingerprint != fingerprint_of(identity()):
-            changed = differences(checkpoint.progress.identity, identity())
-            raise TrainFailure(
-                "conflict",
-                f"The checkpoints in {self._output} are of another run: {changed or 'its rules changed'}.",
-                "Put it back as it was to go on, or give the new run an output_dir of its own.",
-            )
+            raise another_run(self._output, checkpoint.progress.identity, identity())
         return checkpoint
 
     def _prepare(self, identity: Identity, resumed: Checkpoint | None) -> None:

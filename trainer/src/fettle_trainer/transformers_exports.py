@@ -1,4 +1,4 @@
-"""transformers reads its 2,000 source files, twice, whenever it is imported, to learn which names they
+"""transformers reads its 2,400 source files, twice, whenever it is imported, to learn which names they
 export: a fifth of the time until a run's first step. Here that is read once and kept beside the libraries, as
 bytecode is.
 
