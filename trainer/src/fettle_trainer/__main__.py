@@ -26,6 +26,7 @@ from .light_start import (
     prepare_transformers,
     put_off_collection,
 )
+from .light_torch import import_torch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return train_command(options.spec)
     if options.command == "wait":
+        import_torch()
         from .wait import wait_command
 
         return wait_command(options.base)

@@ -20,6 +20,7 @@ from .checksums import file_sha256
 from .data import TokenRows
 from .device import dtype_name, dtype_of
 from .failure import TrainFailure
+from .light_torch import without_sharding
 from .model_folder import check_adapter_folder, check_model_folder
 from .models import Loaded, load_model, load_prompts, pooling_of, start_id
 from .spec import Family, Task, TrainSpec
@@ -100,7 +101,8 @@ def written_whole(final: Path) -> Generator[Path]:
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """A folder every tool of the Hugging Face family loads."""
-    model.save_pretrained(folder)
+    with without_sharding():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         if path.is_file():

@@ -20,6 +20,7 @@ from .kernels import enable as enable_kernels
 from .kernels.borrowed import lend
 from .kernels.plain_head import logits_are_the_heads
 from .light_start import prepare_transformers
+from .light_torch import with_shapes
 from .model_folder import check_adapter_folder, check_model_folder
 from .packing import enable as enable_packing
 from .prompt import PromptEncoder
@@ -197,8 +198,9 @@ def load_model(
     objective.configure(config, labels)
     config.use_cache = False
     loader: Any = getattr(library, objective.auto_class)
-    try:
-        model, info = loader.from_pretrained(
+
+    def loaded() -> Any:
+        return loader.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -209,6 +211,9 @@ def load_model(
             ignore_mismatched_sizes=objective.has_head,
             output_loading_info=True,
         )
+
+    try:
+        model, info = with_shapes(loaded)
     except ValueError as error:
         raise TrainFailure(
             "incompatible_method",

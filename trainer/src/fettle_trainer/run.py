@@ -12,7 +12,9 @@ from types import FrameType
 
 from .events import EventLog, Heartbeat, News
 from .failure import StopRequested, TrainFailure, is_disk_full, is_out_of_memory
+from .identity import begin_identity
 from .light_start import bound_product_caches, collect_from_here, product_kinds
+from .light_torch import import_torch
 from .spec import SpecError, TrainSpec, read_spec
 
 # Artefact, base model, probe file -> largest difference.
@@ -75,12 +77,15 @@ def _stop_on_signal() -> Callable[[], None]:
 def _attempt(spec: TrainSpec, news: News, verify: Verifier | None) -> int:
     log = news.log
     try:
+        # Checksums leave Python's lock to what is loaded beside them.
+        identity = begin_identity(spec)
+        import_torch()
         from .train import Training
         from .verifier import start_verifier
 
         verify = verify or start_verifier()
         collect_from_here()
-        Training(spec, news, verify).run()
+        Training(spec, news, verify, identity=identity).run()
         return FINISHED
     except Exception as error:
         news.heartbeat.end()

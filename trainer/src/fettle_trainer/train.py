@@ -26,7 +26,7 @@ from .divergence import diverged, divergence
 from .events import News, Phase, peak_rss_bytes, rss_bytes
 from .failure import StopRequested, is_out_of_memory
 from .fit import Fit
-from .identity import Identity, another_run, begin_identity, fingerprint_of, weights_of
+from .identity import Identity, another_run, fingerprint_of, weights_of
 from .memory import Memory, Room, Work, give_back, predict
 from .models import load_for_training
 from .optim import load_optimiser, make_optimiser, make_schedule, optimiser_tensors, set_rate
@@ -44,10 +44,13 @@ Verifier = Callable[[Path, Path, Path], float]
 
 
 class Training:
-    """One attempt. `verify` proves the artefact: its folder, the base model's, the probe file."""
+    """One attempt. `verify` proves the artefact: its folder, the base model's, the probe file. `identity`:
+    what decides the bits of the run."""
 
-    def __init__(self, spec: TrainSpec, news: News, verify: Verifier) -> None:
-        self._spec = spec
+    def __init__(
+        self, spec: TrainSpec, news: News, verify: Verifier, *, identity: Callable[[], Identity]
+    ) -> None:
+        self._spec, self._identity = spec, identity
         self._news = news
         self._log, self._heartbeat, self._check = news.log, news.heartbeat, news.check
         self._verify = verify
@@ -81,8 +84,7 @@ class Training:
     def _start(self) -> None:
         """All that comes before the first step. The checkpoint it begins from is forgotten when this returns:
         a resumed run needs no more memory than one that was never stopped."""
-        spec = self._spec
-        identity = begin_identity(spec)
+        spec, identity = self._spec, self._identity
         resumed = self._resume(identity)
         known_dtype = resumed.progress.dtype if resumed else None
         self._compute = self._ranks.place(choose_compute(spec.runtime, known_dtype, alone=self._ranks.alone))
