@@ -15,6 +15,7 @@ import { identifyProcess, isAlive, type ProcessIdentity } from "./process-identi
 import {
   makeFolder,
   type PidFile,
+  newestBase,
   type RunFolder,
   readEventLines,
   readPidFile,
@@ -71,6 +72,8 @@ class ProcessRunner implements LocalRunner {
       options.waiting === undefined
         ? null
         : new WaitingTrainer(options.waiting, (...given) => this.spawnTrainer(options.command, given));
+    const base = newestBase(options.runsFolder);
+    if (base !== null) this.waiting?.expect(base);
   }
 
   close(): void {

@@ -1,5 +1,15 @@
 /** The files of a run that server and trainer share. */
-import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { type TrainerEvent, trainerEventSchema } from "@fettle/contract";
@@ -60,6 +70,24 @@ export const makeFolder = (folder: RunFolder): void => void mkdirSync(folder.pat
 export function readPidFile(folder: RunFolder): PidFile | null {
   try {
     return pidFileSchema.parse(JSON.parse(readFileSync(folder.pid, "utf8")));
+  } catch {
+    return null;
+  }
+}
+
+const startedFromSchema = z.object({ base_model: z.object({ path: z.string() }) });
+
+/** Folder of the base model that the newest run began from. Null when there is no run, or its spec is damaged. */
+export function newestBase(runsFolder: string): string | null {
+  try {
+    const runs = readdirSync(runsFolder, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+    const specs = runs.flatMap(({ name }) => {
+      const path = join(runsFolder, name, "spec.json");
+      const facts = statSync(path, { throwIfNoEntry: false });
+      return facts === undefined ? [] : [{ path, startedMs: facts.mtimeMs }];
+    });
+    const newest = specs.reduce((one, other) => (other.startedMs > one.startedMs ? other : one));
+    return startedFromSchema.parse(JSON.parse(readFileSync(newest.path, "utf8"))).base_model.path;
   } catch {
     return null;
   }

@@ -1,5 +1,5 @@
 import { spawn } from "node:child_process";
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -230,6 +230,30 @@ describe("a waiting trainer", () => {
     await eventually("the next one", () => waiting().length === 2);
     expect(read("told")).toBe(`wait --base ${spec().base_model.path}`);
     expect(warned).toEqual([]);
+  });
+
+  it("is told the base of the newest run, also by a server that has just begun", async () => {
+    const runs = { "run-8": "/older", "run-9": "/newer", "run-7": "/oldest" };
+    for (const [age, [run, path]] of Object.entries(runs).entries()) {
+      const at = join(folder, run, "spec.json");
+      mkdirSync(join(folder, run));
+      writeFileSync(at, JSON.stringify({ ...spec(), run_id: run, base_model: { ...spec().base_model, path } }));
+      const seconds = 1_000_000 + (run === "run-9" ? 10 : -age);
+      utimesSync(at, seconds, seconds);
+    }
+    mkdirSync(join(folder, "run-of-no-spec"));
+    writeFileSync(join(folder, "a file"), "");
+    keep();
+    await eventually("one that waits", () => waiting().length === 1);
+    expect(read("told")).toBe("wait --base /newer");
+  });
+
+  it.each(["{}", "no JSON"])("waits for any run when the newest one's spec is %s", async (text) => {
+    mkdirSync(join(folder, "run-9"));
+    writeFileSync(join(folder, "run-9", "spec.json"), text);
+    keep();
+    await eventually("one that waits", () => waiting().length === 1);
+    expect(read("told")).toBe("wait");
   });
 
   it("is not taken for another number of threads: the run starts at once without it", async () => {
