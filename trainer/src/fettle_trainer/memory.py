@@ -39,7 +39,7 @@ _FLOAT = 4
 _MOMENTS = 2 * _FLOAT
 # Measured: what loading brings beside weights (tokenizer, the model's modules), and pages of libraries that
 # the first step reads.
-_LATER = 80e6
+_LATER = 45e6
 # Measured: a prepared product, and after how many batches two thirds of those that are kept are there. In
 # fp32 others do the work, which keep little.
 _PRODUCT, _PRODUCTS_FP32, _PRODUCTS_AFTER = 0.67e6, 11e6, 6
