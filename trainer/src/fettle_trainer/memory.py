@@ -43,8 +43,9 @@ _LATER = 45e6
 # Measured: a prepared product, and after how many batches two thirds of those that are kept are there. In
 # fp32 others do the work, which keep little.
 _PRODUCT, _PRODUCTS_FP32, _PRODUCTS_AFTER = 0.67e6, 11e6, 6
-# Measured: gaps between what a way back needs, as a part of it, and never more than so many.
-_GAPS, _MOST_GAPS = 0.9, 100e6
+# Measured: gaps between what a way back needs, as a part of it, and never more than so many; tensors of fp32
+# are larger, and so are the gaps that none of them fits into.
+_GAPS, _MOST_GAPS, _MOST_GAPS_FP32 = 0.9, 100e6, 150e6
 # Rows of the epochs that are looked through for the largest micro-batch: part of a second.
 _LOOKED_THROUGH = 50_000
 # The very first micro-batch, another of the first step, or a later one.
@@ -172,8 +173,11 @@ def predict(
 
 def _products(work: Work, learning_bytes: int) -> int:
     batches = work.plan.total_steps * -(-work.plan.rows_per_step // work.rows_per_batch)
-    most = _PRODUCTS_FP32 if work.dtype == torch.float32 else _PRODUCT * product_kinds(work.spec)
-    return int(most * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * learning_bytes, _MOST_GAPS))
+    if work.dtype == torch.float32:
+        prepared, most_gaps = _PRODUCTS_FP32, _MOST_GAPS_FP32
+    else:
+        prepared, most_gaps = _PRODUCT * product_kinds(work.spec), _MOST_GAPS
+    return int(prepared * (1 - math.exp(-batches / _PRODUCTS_AFTER)) + min(_GAPS * learning_bytes, most_gaps))
 
 
 def _largest(
