@@ -127,11 +127,14 @@ function machineLines(rows) {
     (a, b) => measuredOn(b).length - measuredOn(a).length,
   );
   const named = (row) => `${names[row.work] ?? row.work}, ${row.peer_flags}`;
+  const namedOn = (machine) => [...new Set(measuredOn(machine).map(named))];
   return [
     `Machine: ${most} (in the newest run there; a share of the roofline is of its own run).`,
-    ...others.map((machine) => `In another run, on ${machine}: ${measuredOn(machine).map(named).join("; ")}.`),
+    ...others.map((machine) => `In another run, on ${machine}: ${namedOn(machine).join("; ")}.`),
   ];
 }
+
+const fewestPairs = (rows) => Math.min(...rows.map(({ pairs }) => pairs));
 
 /** The block of docs/performance.md. */
 export function benchBlock({ trainer, profile, memory }) {
@@ -140,7 +143,7 @@ export function benchBlock({ trainer, profile, memory }) {
   const peers = [...new Set(rates.map(({ peer }) => peer))].join("; ");
   return [
     ...machineLines(trainer.rows),
-    `Peers: ${peers}. Median of ${Math.min(...trainer.rows.map(({ pairs }) => pairs))} alternating pairs or more; range in brackets.`,
+    `Peers: ${peers}. Median of ${fewestPairs(rates)} alternating pairs or more (first steps: ${fewestPairs(starts)}); range in brackets.`,
     "",
     rateTable(rates),
     "",
