@@ -27,9 +27,9 @@ export const memoryWorks = (type: Dtype): readonly MemoryWork[] => {
     heldOut: true,
     dtype,
   });
-  // The prediction was set by works in bf16, and knows nothing of embeddings but what it knows of encoders.
+  // The prediction was set by these, in both types; of embeddings in bf16 it knows only what it knows of encoders.
   const base = works.map((work): MemoryWork => {
-    return { name: work.name, work, heldOut: type !== "bfloat16" || work.kind === "embeddings", dtype: type };
+    return { name: work.name, work, heldOut: type === "bfloat16" && work.kind === "embeddings", dtype: type };
   });
   return [
     ...base,
