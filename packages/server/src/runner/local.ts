@@ -72,8 +72,7 @@ class ProcessRunner implements LocalRunner {
       options.waiting === undefined
         ? null
         : new WaitingTrainer(options.waiting, (...given) => this.spawnTrainer(options.command, given));
-    const base = newestBase(options.runsFolder);
-    if (base !== null) this.waiting?.expect(base);
+    this.waiting?.expect(newestBase(options.runsFolder));
   }
 
   close(): void {

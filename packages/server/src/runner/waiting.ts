@@ -59,8 +59,8 @@ export class WaitingTrainer {
     return taken;
   }
 
-  /** A run begins from the base model in this folder. */
-  expect(base: string): void {
+  /** A run begins, or is likely to begin, from the base model in this folder. Null: from any. */
+  expect(base: string | null): void {
     this.base = base;
   }
 
